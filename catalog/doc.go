@@ -1,0 +1,22 @@
+// Package catalog defines checkpoints and records which exist, which are
+// complete, and where their shards are.
+//
+// It holds the vocabulary of the whole project (Run, SetID, Ref, Level, Seal,
+// Manifest, the error classes) and depends on the standard library alone. The
+// rules are coded once, in Catalog; a Driver only stores small records with
+// compare-and-swap. Package natscatalog is the driver for NATS JetStream,
+// package catalogtest checks any driver and has one in memory.
+//
+// What a Catalog promises (the numbers are those of the project's contract):
+//
+//  1. All or nothing: a set is resolvable only after the one compare-and-swap
+//     that Commit makes, and Commit needs a durable shard of every rank.
+//  3. Fenced: once Attach has returned a newer attempt, Begin and CheckAttempt
+//     refuse every older one with ErrFenced.
+//  4. No overwrite: a committed set's manifest root never changes.
+//  6. Prune in two phases: Tombstone first, Forget after the bytes are gone.
+//
+// Decisions are made by compare-and-swap on a revision, never on a read alone.
+// Lists and Resolve read a local mirror that is first brought up to the
+// driver's head, so they show every commit that returned before they began.
+package catalog

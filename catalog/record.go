@@ -1,0 +1,130 @@
+package catalog
+
+import "time"
+
+// State is where a set is in its life.
+type State string
+
+const (
+	Writing   State = "writing"   // begun, not all ranks durable
+	Committed State = "committed" // visible
+	Aborted   State = "aborted"   // will never commit; its bytes are garbage
+	Pruned    State = "pruned"    // tombstone: no longer visible, bytes go after the grace
+)
+
+// RunRecord is the catalog's record of a run.
+type RunRecord struct {
+	Run      Run       `json:"run"`
+	Attempt  int       `json:"attempt"`            // the newest
+	Launch   string    `json:"launch,omitempty"`   // whose attempt that is
+	Launches []string  `json:"launches,omitempty"` // earlier launches, newest first, at most maxLaunches
+	Created  time.Time `json:"created"`
+	Policy   Policy    `json:"policy"`
+}
+
+// Policy says how a run's sets are kept. The zero value means the defaults of the node.
+type Policy struct {
+	Layout     string        `json:"layout,omitempty"`     // "k+m", as 4+2; "1+1" is two copies
+	Unit       int64         `json:"unit,omitempty"`       // stripe unit, bytes
+	NoDrain    bool          `json:"no_drain,omitempty"`   // keep sets on their nodes only
+	NoVerify   bool          `json:"no_verify,omitempty"`  // stop at remote
+	Replicas   int           `json:"replicas,omitempty"`   // extra nodes that hold each shard
+	Incomplete time.Duration `json:"incomplete,omitempty"` // abort a set still writing after this long, ns
+	Retention  Retention     `json:"retention,omitzero"`   // applied after each commit; zero keeps everything
+}
+
+// Retention says which sets to keep; a set kept by any rule stays. The zero
+// value keeps everything.
+type Retention struct {
+	KeepLast   int           `json:"keep_last,omitempty"`   // this many newest
+	KeepEvery  int64         `json:"keep_every,omitempty"`  // steps divisible by this
+	KeepWithin time.Duration `json:"keep_within,omitempty"` // committed less than this long ago, ns
+	KeepBest   string        `json:"keep_best,omitempty"`   // "METRIC", "METRIC:min" or "METRIC:max"
+	KeepLevel  Level         `json:"keep_level,omitempty"`  // only sets at this level or safer count as kept by KeepLast
+}
+
+// SetRecord is the catalog's record of a set. Only the swap of State from
+// Writing to Committed makes a set visible.
+type SetRecord struct {
+	SetID
+	State     State              `json:"state"`
+	World     int                `json:"world"`
+	Begun     time.Time          `json:"begun"`
+	Committed time.Time          `json:"committed,omitzero"`
+	Pruned    time.Time          `json:"pruned,omitzero"`  // or aborted
+	Reason    string             `json:"reason,omitempty"` // of abort or prune
+	Level     Level              `json:"level"`
+	Manifest  Digest             `json:"manifest,omitzero"`
+	Size      int64              `json:"size,omitempty"`  // bytes of all shards
+	Nodes     []string           `json:"nodes,omitempty"` // that hold the manifest
+	Place     *Place             `json:"place,omitempty"` // of the manifest on the remote tier
+	Metrics   map[string]float64 `json:"metrics,omitempty"`
+	Tags      map[string]string  `json:"tags,omitempty"`
+	Pinned    bool               `json:"pinned,omitempty"`
+	Version   int64              `json:"version"` // grows with each change; orders the copies kept on tiers
+}
+
+// Place says where the columns of a blob are on the remote tier.
+type Place struct {
+	Blob       string   `json:"blob"`
+	Layout     string   `json:"layout"` // "k+m"
+	Unit       int64    `json:"unit"`   // bytes
+	Size       int64    `json:"size"`   // bytes of the blob
+	Generation uint64   `json:"generation,string"`
+	Targets    []string `json:"targets"`          // by column
+	Content    Digest   `json:"content,omitzero"` // BLAKE3 of the blob
+}
+
+// PartRecord is one node's statement about a set: its vote, and where the
+// copies it answers for are.
+type PartRecord struct {
+	Set    SetID       `json:"set"`
+	Node   string      `json:"node"`
+	Shards []PartShard `json:"shards"`
+}
+
+// PartShard is one shard in a node's statement.
+type PartShard struct {
+	Rank     int       `json:"rank"`
+	Size     int64     `json:"size"`
+	Root     Digest    `json:"root"`
+	Index    Digest    `json:"index,omitzero"` // SHA-256 of the shard's entry for the manifest, kept by PutBulk until commit
+	Sealed   time.Time `json:"sealed,omitzero"`
+	Durable  time.Time `json:"durable,omitzero"` // file and folder fsynced: the vote
+	Local    bool      `json:"local,omitempty"`  // the bytes are on this node's disks now
+	Bad      string    `json:"bad,omitempty"`    // why the local copy was quarantined
+	Remote   *Place    `json:"remote,omitempty"`
+	Drained  time.Time `json:"drained,omitzero"`
+	Verified time.Time `json:"verified,omitzero"`
+}
+
+// ShardInfo is the writer's statement inside a shard's seal, so that a node's
+// disks say what they hold without the catalog.
+type ShardInfo struct {
+	Set     SetID              `json:"set"`
+	Rank    int                `json:"rank"`
+	World   int                `json:"world"`
+	Sealed  time.Time          `json:"sealed"`
+	Fence   bool               `json:"fence,omitempty"` // the attempt was checked to be the newest when the shard was sealed
+	Metrics map[string]float64 `json:"metrics,omitempty"`
+}
+
+// NodeRecord announces a daemon.
+type NodeRecord struct {
+	Name     string    `json:"name"`
+	Addr     string    `json:"addr,omitempty"` // host:port of its peer listener, if any
+	Started  time.Time `json:"started"`
+	Seen     time.Time `json:"seen"`     // last heartbeat
+	Capacity int64     `json:"capacity"` // bytes of its local tier
+	Used     int64     `json:"used"`     // bytes
+	Backlog  int64     `json:"backlog"`  // bytes committed and not yet remote
+	Trouble  []string  `json:"trouble,omitempty"`
+}
+
+// Event is one line of a set's story.
+type Event struct {
+	Time   time.Time `json:"time"`
+	Node   string    `json:"node"`
+	What   string    `json:"what"` // begin, sealed, durable, committed, drained, verified, evicted, quarantined, pruned, aborted, …
+	Detail string    `json:"detail,omitempty"`
+}
