@@ -1,0 +1,263 @@
+package wire
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/ckptd/ckptd/catalog"
+)
+
+// Version is the protocol version both halves speak.
+const Version = 1
+
+// Run is one row of `ckpt ls`.
+type Run struct {
+	Name    string    `json:"name"`
+	Attempt int       `json:"attempt"`
+	Sets    int       `json:"sets"` // committed
+	Size    int64     `json:"size"` // bytes of committed sets
+	Latest  *Set      `json:"latest,omitempty"`
+	Created time.Time `json:"created"`
+}
+
+// Set is one set as users see it.
+type Set struct {
+	Ref       string             `json:"ref"` // RUN@STEP
+	ID        string             `json:"id"`  // RUN@STEP#ATTEMPT
+	Run       string             `json:"run"`
+	Step      int64              `json:"step"`
+	Attempt   int                `json:"attempt"`
+	State     catalog.State      `json:"state"`
+	Level     catalog.Level      `json:"level"`
+	World     int                `json:"world"`
+	Size      int64              `json:"size"` // bytes
+	Begun     time.Time          `json:"begun"`
+	Committed time.Time          `json:"committed,omitzero"`
+	Pinned    bool               `json:"pinned"`
+	Tags      map[string]string  `json:"tags,omitempty"`
+	Metrics   map[string]float64 `json:"metrics,omitempty"`
+	Manifest  catalog.Digest     `json:"manifest,omitzero"`
+	Reason    string             `json:"reason,omitempty"`
+}
+
+// SetOf shows a catalog record to users.
+func SetOf(r *catalog.SetRecord) Set {
+	ref := r.SetID.Ref()
+	ref.Attempt = 0
+	return Set{
+		Ref: ref.String(), ID: r.SetID.String(), Run: string(r.Run), Step: r.Step, Attempt: r.Attempt,
+		State: r.State, Level: r.Level, World: r.World, Size: r.Size, Begun: r.Begun, Committed: r.Committed,
+		Pinned: r.Pinned, Tags: r.Tags, Metrics: r.Metrics, Manifest: r.Manifest, Reason: r.Reason,
+	}
+}
+
+// Shard is one rank's row of `ckpt show`.
+type Shard struct {
+	Rank     int            `json:"rank"`
+	Size     int64          `json:"size"`
+	Root     catalog.Digest `json:"root"`
+	Node     string         `json:"node"`           // that voted for it
+	Local    []string       `json:"local"`          // nodes that have the file now
+	Path     string         `json:"path,omitempty"` // on this node
+	Remote   *catalog.Place `json:"remote,omitempty"`
+	Level    catalog.Level  `json:"level"`
+	Bad      string         `json:"bad,omitempty"`
+	Sealed   time.Time      `json:"sealed,omitzero"`
+	Durable  time.Time      `json:"durable,omitzero"`
+	Drained  time.Time      `json:"drained,omitzero"`
+	Verified time.Time      `json:"verified,omitzero"`
+}
+
+// SetDetail is `ckpt show`.
+type SetDetail struct {
+	Set
+	Shards  []Shard          `json:"shards"`
+	Missing []int            `json:"missing,omitempty"` // ranks without a vote
+	Events  []catalog.Event  `json:"events"`
+	Place   *catalog.Place   `json:"manifest_place,omitempty"`
+	Tensors []catalog.Tensor `json:"tensors,omitempty"` // by rank, when asked for
+}
+
+// Why is `ckpt why`: the story of a set and what is missing.
+type Why struct {
+	Set     *Set            `json:"set,omitempty"`
+	Story   []string        `json:"story"`           // sentences, in order
+	Missing []string        `json:"missing"`         // what keeps it from being safer or readable
+	Older   string          `json:"older,omitempty"` // the next older set with a good copy, when this one has none
+	Events  []catalog.Event `json:"events"`
+}
+
+// Status is `ckpt status`.
+type Status struct {
+	Node    string    `json:"node"`
+	Version string    `json:"version"`
+	Started time.Time `json:"started"`
+	Socket  string    `json:"socket"`
+	Data    string    `json:"data"`
+	Catalog struct {
+		URL         string `json:"url"` // "embedded" or the server's
+		Connected   bool   `json:"connected"`
+		Coordinator string `json:"coordinator,omitempty"`
+		Sets        int    `json:"sets"`
+	} `json:"catalog"`
+	Arena struct {
+		Size    int64 `json:"size"`
+		Lent    int64 `json:"lent"`
+		Waiting int   `json:"waiting"`
+		Warm    bool  `json:"warm"`
+	} `json:"arena"`
+	Local struct {
+		Quota    int64  `json:"quota"`
+		Used     int64  `json:"used"`
+		Reserved int64  `json:"reserved"`
+		Free     int64  `json:"free"`
+		Disks    []Disk `json:"disks"`
+	} `json:"local"`
+	Remote struct {
+		Layout  string   `json:"layout"`
+		Targets []Target `json:"targets"`
+	} `json:"remote"`
+	Backlog struct {
+		Votes      int   `json:"votes"`       // shards durable here and not yet in the catalog
+		Drain      int   `json:"drain"`       // shards not yet remote
+		DrainBytes int64 `json:"drain_bytes"` // bytes
+		Verify     int   `json:"verify"`
+	} `json:"backlog"`
+	Trouble []string `json:"trouble"` // anything wrong, one sentence each; empty is healthy
+}
+
+// Disk is one disk of the local tier.
+type Disk struct {
+	Dir    string `json:"dir"`
+	Used   int64  `json:"used"`
+	Free   int64  `json:"free"`
+	Direct bool   `json:"direct"` // O_DIRECT works there
+	Err    string `json:"err,omitempty"`
+}
+
+// Target is one place of the remote tier.
+type Target struct {
+	Name   string `json:"name"`
+	Domain string `json:"domain,omitempty"`
+	Total  int64  `json:"total"`
+	Free   int64  `json:"free"`
+	Err    string `json:"err,omitempty"`
+}
+
+// Node is one daemon.
+type Node struct {
+	catalog.NodeRecord
+	Alive bool `json:"alive"`
+}
+
+// Prune says what a prune does, or did.
+type Prune struct {
+	DryRun bool        `json:"dry_run"`
+	Keep   []PruneItem `json:"keep"`
+	Remove []PruneItem `json:"remove"`
+	Freed  int64       `json:"freed"` // bytes of the removed sets
+}
+
+// PruneItem is one set and why.
+type PruneItem struct {
+	Set
+	Why string `json:"why"`
+}
+
+// Progress is a line of a long answer.
+type Progress struct {
+	What  string `json:"what"`
+	Done  int64  `json:"done"`
+	Total int64  `json:"total"` // 0: unknown
+	Unit  string `json:"unit"`  // "bytes" or "sets"
+}
+
+// VerifyResult ends an answer of /v1/verify.
+type VerifyResult struct {
+	Sets   int       `json:"sets"`
+	Copies int       `json:"copies"`
+	Bytes  int64     `json:"bytes"`
+	Bad    []BadCopy `json:"bad"`
+}
+
+// BadCopy is one copy that failed a check.
+type BadCopy struct {
+	ID   string `json:"id"`
+	Rank int    `json:"rank"` // -1: the manifest
+	Tier string `json:"tier"` // local, remote
+	Node string `json:"node,omitempty"`
+	Err  string `json:"err"`
+}
+
+// RebuildResult ends an answer of /v1/catalog/rebuild.
+type RebuildResult struct {
+	Runs     int      `json:"runs"`
+	Sets     int      `json:"sets"`
+	Shards   int      `json:"shards"`
+	Problems []string `json:"problems"`
+}
+
+// FsckResult ends an answer of /v1/catalog/fsck.
+type FsckResult struct {
+	Sets     int           `json:"sets"`
+	Problems []FsckProblem `json:"problems"`
+}
+
+// FsckProblem is one difference between the catalog and the tiers.
+type FsckProblem struct {
+	ID     string `json:"id,omitempty"`
+	What   string `json:"what"`
+	Mended bool   `json:"mended"`
+}
+
+// Line is one line of a streamed answer: exactly one field is set.
+type Line struct {
+	Progress *Progress       `json:"progress,omitempty"`
+	Result   json.RawMessage `json:"result,omitempty"`
+	Error    *Error          `json:"error,omitempty"`
+}
+
+// Requests.
+type (
+	AttachRequest struct {
+		Run    string `json:"run"`
+		Launch string `json:"launch"` // empty only when World is 1
+		World  int    `json:"world"`
+	}
+	AttachReply struct {
+		Attempt int `json:"attempt"`
+	}
+	WaitRequest struct {
+		Ref     string        `json:"ref"`
+		Level   catalog.Level `json:"level"`
+		Timeout float64       `json:"timeout"` // seconds
+	}
+	TagRequest struct {
+		Ref  string             `json:"ref"`
+		Tags map[string]*string `json:"tags"` // null removes
+	}
+	PinRequest struct {
+		Ref    string `json:"ref"`
+		Pinned bool   `json:"pinned"`
+	}
+	RemoveRequest struct {
+		Ref string `json:"ref"`
+	}
+	PruneRequest struct {
+		Run       string             `json:"run"`
+		Retention *catalog.Retention `json:"retention,omitempty"`
+		DryRun    bool               `json:"dry_run"`
+	}
+	PolicyRequest struct {
+		Run    string         `json:"run"`
+		Policy catalog.Policy `json:"policy"`
+	}
+	VerifyRequest struct {
+		Ref  string `json:"ref,omitempty"`
+		All  bool   `json:"all,omitempty"`
+		Deep bool   `json:"deep,omitempty"` // BLAKE3 of every copy
+	}
+	FsckRequest struct {
+		Mend bool `json:"mend"`
+	}
+)
