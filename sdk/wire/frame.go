@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -127,7 +128,7 @@ func (c *Conn) Write(m *Message, payload []byte, fds ...*os.File) error {
 }
 
 // Read receives one frame. The descriptors are the caller's to close. io.EOF
-// means the peer left between frames.
+// means the peer left between frames, io.ErrUnexpectedEOF within one.
 func (c *Conn) Read() (m *Message, payload []byte, fds []*os.File, err error) {
 	defer func() {
 		if err != nil {
@@ -141,7 +142,7 @@ func (c *Conn) Read() (m *Message, payload []byte, fds []*os.File, err error) {
 		n, oobn, flags, _, err := c.U.ReadMsgUnix(head[got:], oob)
 		more, perr := parseFDs(oob[:oobn])
 		fds = append(fds, more...)
-		if err != nil {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, nil, fds, err
 		}
 		if perr != nil || flags&unix.MSG_CTRUNC != 0 || len(fds) > MaxFDs {
@@ -159,8 +160,8 @@ func (c *Conn) Read() (m *Message, payload []byte, fds []*os.File, err error) {
 	if nj > MaxJSON || np > MaxPayload {
 		return nil, nil, fds, fmt.Errorf("frame of %d+%d bytes: %w: over the protocol's limit", nj, np, catalog.ErrInvalid)
 	}
-	body := make([]byte, nj)
-	if _, err := io.ReadFull(c.U, body); err != nil {
+	body, err := c.readN(int64(nj))
+	if err != nil {
 		return nil, nil, fds, fmt.Errorf("frame: %w", err)
 	}
 	m = new(Message)
@@ -171,14 +172,24 @@ func (c *Conn) Read() (m *Message, payload []byte, fds []*os.File, err error) {
 		return nil, nil, fds, fmt.Errorf("frame %s: %w: %d descriptors announced, %d came", m.T, catalog.ErrInvalid, m.FDs, len(fds))
 	}
 	if np > 0 {
-		// Grows with what arrives, so that a claim alone allocates nothing.
-		var buf bytes.Buffer
-		if _, err := io.CopyN(&buf, c.U, int64(np)); err != nil {
+		if payload, err = c.readN(int64(np)); err != nil {
 			return nil, nil, fds, fmt.Errorf("frame %s: %w", m.T, err)
 		}
-		payload = buf.Bytes()
 	}
 	return m, payload, fds, nil
+}
+
+// readN reads exactly n bytes into memory that grows with what arrives, so
+// that a claim alone allocates nothing. A peer that leaves within a frame is
+// io.ErrUnexpectedEOF, never io.EOF.
+func (c *Conn) readN(n int64) ([]byte, error) {
+	var buf bytes.Buffer
+	if _, err := io.CopyN(&buf, c.U, n); err == io.EOF {
+		return nil, io.ErrUnexpectedEOF
+	} else if err != nil {
+		return nil, err
+	}
+	return buf.Bytes(), nil
 }
 
 func parseFDs(oob []byte) ([]*os.File, error) {
