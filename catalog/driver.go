@@ -51,7 +51,8 @@ type Driver interface {
 	Head(ctx context.Context, prefix string) (uint64, error)
 }
 
-// Change is what a watcher sees. Record.Value is nil for a deletion.
+// Change is what a watcher sees. Record.Value is nil for a deletion. The Rev of
+// a Synced change says up to which revision everything has been given.
 type Change struct {
 	Record
 	Synced bool // no record: everything that existed when the watch began has been given

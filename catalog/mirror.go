@@ -86,8 +86,8 @@ func (c *Catalog) follow(ctx context.Context) error {
 				seen[ch.Key] = true
 			}
 			m.apply(ch.Record)
-			m.mu.rev = max(m.mu.rev, ch.Rev)
 		}
+		m.mu.rev = max(m.mu.rev, ch.Rev)
 		close(m.mu.moved)
 		m.mu.moved = make(chan struct{})
 		m.mu.Unlock()
