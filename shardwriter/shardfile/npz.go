@@ -2,6 +2,7 @@ package shardfile
 
 import (
 	"archive/zip"
+	"compress/flate"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -65,7 +66,7 @@ func zipError(err error) error {
 	case err == nil || err == io.EOF:
 		return err
 	case errors.Is(err, zip.ErrFormat), errors.Is(err, zip.ErrChecksum), errors.Is(err, io.ErrUnexpectedEOF),
-		errors.Is(err, zip.ErrInsecurePath), strings.HasPrefix(err.Error(), "flate: "):
+		errors.Is(err, zip.ErrInsecurePath), errors.As(err, new(flate.CorruptInputError)):
 		return fmt.Errorf("%w: %w", catalog.ErrCorrupt, err)
 	case errors.Is(err, zip.ErrAlgorithm):
 		return fmt.Errorf("%w: %w", catalog.ErrInvalid, err)
