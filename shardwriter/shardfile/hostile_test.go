@@ -321,4 +321,3 @@ func TestVerify(t *testing.T) {
 		}
 	}
 }
-

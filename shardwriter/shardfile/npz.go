@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,8 +35,18 @@ var npyTypes = map[string]catalog.DType{
 type NPZ struct {
 	Specs []Spec // the arrays, in an order fit for NewHeader (see Arrange)
 
-	zip   *zip.ReadCloser
-	files map[string]npyMember // by array name
+	file    *os.File
+	members map[string]npyMember // by array name
+}
+
+// archive keeps archive/zip from reading at offsets that a broken directory gives.
+type archive struct{ *os.File }
+
+func (a archive) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("%w: an array begins before the file", catalog.ErrCorrupt)
+	}
+	return a.File.ReadAt(p, off)
 }
 
 type npyMember struct {
@@ -47,13 +58,13 @@ type npyMember struct {
 // breaks its format is ErrCorrupt; an array that would need a conversion
 // (big-endian, Fortran order, objects, strings, complex128 …) is ErrInvalid.
 func OpenNPZ(path string) (*NPZ, error) {
-	zr, err := zip.OpenReader(path)
+	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, zipError(err))
+		return nil, err // names the path
 	}
-	z := &NPZ{zip: zr, files: make(map[string]npyMember)}
+	z := &NPZ{file: f, members: make(map[string]npyMember)}
 	if err := z.read(); err != nil {
-		zr.Close()
+		f.Close()
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	Arrange(z.Specs)
@@ -75,15 +86,23 @@ func zipError(err error) error {
 }
 
 func (z *NPZ) read() error {
-	if len(z.zip.File) > MaxNPZMembers {
+	info, err := z.file.Stat()
+	if err != nil {
+		return err
+	}
+	zr, err := zip.NewReader(archive{z.file}, info.Size())
+	if err != nil {
+		return zipError(err)
+	}
+	if len(zr.File) > MaxNPZMembers {
 		return fmt.Errorf("%w: more than %d arrays", catalog.ErrInvalid, MaxNPZMembers)
 	}
-	for _, f := range z.zip.File {
+	for _, f := range zr.File {
 		name, ok := strings.CutSuffix(f.Name, ".npy")
 		if !ok {
 			return fmt.Errorf("member %q: %w: not an array; an .npz file holds .npy members", f.Name, catalog.ErrInvalid)
 		}
-		if _, ok := z.files[name]; ok {
+		if _, ok := z.members[name]; ok {
 			return fmt.Errorf("array %q: %w: there are two of that name", name, catalog.ErrInvalid)
 		}
 		spec, skip, err := readMember(f)
@@ -98,7 +117,7 @@ func (z *NPZ) read() error {
 		if f.UncompressedSize64 != uint64(skip+size) {
 			return fmt.Errorf("array %q: %w: %d bytes, but its header says %d", name, catalog.ErrCorrupt, f.UncompressedSize64, skip+size)
 		}
-		z.files[name] = npyMember{f, skip}
+		z.members[name] = npyMember{f, skip}
 		z.Specs = append(z.Specs, spec)
 	}
 	return nil
@@ -107,7 +126,7 @@ func (z *NPZ) read() error {
 func readMember(f *zip.File) (Spec, int64, error) {
 	r, err := f.Open()
 	if err != nil {
-		return Spec{}, 0, zipError(err)
+		return Spec{}, 0, npyError(err)
 	}
 	defer r.Close()
 	return readNPY(r)
@@ -121,14 +140,14 @@ func (z *NPZ) Open(i int) (io.Reader, error) {
 		return nil, fmt.Errorf("array %d of %d: %w", i, len(z.Specs), catalog.ErrInvalid)
 	}
 	name := z.Specs[i].Name
-	m := z.files[name]
+	m := z.members[name]
 	r, err := m.file.Open()
 	if err != nil {
-		return nil, fmt.Errorf("array %q: %w", name, zipError(err))
+		return nil, fmt.Errorf("array %q: %w", name, npyError(err))
 	}
 	if _, err := io.CopyN(io.Discard, r, m.skip); err != nil {
 		r.Close()
-		return nil, fmt.Errorf("array %q: %w", name, zipError(err))
+		return nil, fmt.Errorf("array %q: %w", name, npyError(err))
 	}
 	return npyData{r}, nil
 }
@@ -141,7 +160,7 @@ func (d npyData) Read(p []byte) (int, error) {
 }
 
 // Close closes the file.
-func (z *NPZ) Close() error { return z.zip.Close() }
+func (z *NPZ) Close() error { return z.file.Close() }
 
 // readNPY reads an .npy header: magic, version, length, a Python dict. It gives
 // the array without its name, and the number of bytes read.
@@ -175,6 +194,7 @@ func readNPY(r io.Reader) (Spec, int64, error) {
 	return spec, skip + n, err
 }
 
+// npyError is zipError where the end of the input comes too early.
 func npyError(err error) error {
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF

@@ -100,7 +100,7 @@ func parse(raw []byte, size int64) (*Header, error) {
 	if !utf8.Valid(json) {
 		return nil, corrupt("it is not UTF-8")
 	}
-	h := &Header{DataStart: int64(len(raw)), FileSize: size, raw: raw, index: make(map[string]int)}
+	h := &Header{DataStart: int64(len(raw)), FileSize: size, raw: raw, index: make(map[string]int), Tensors: []catalog.Tensor{}}
 	h.DataSize = size - h.DataStart
 	p := parser{s: scanner{b: json}, h: h}
 	if err := p.header(); err != nil {
