@@ -35,8 +35,9 @@ def pattern(name: str, dtype: str, size: int) -> bytes:
 
 # What the package calls a dtype when it writes. It has no name for the F6 types, which it reads.
 NAMES = {
-    "F64": "float64", "I64": "int64", "U64": "uint64", "C64": "complex64", "F32": "float32", "I32": "int32", "U32": "uint32",
-    "F16": "float16", "BF16": "bfloat16", "I16": "int16", "U16": "uint16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "F64": "float64", "I64": "int64", "U64": "uint64", "C64": "complex64",
+    "F32": "float32", "I32": "int32", "U32": "uint32", "F16": "float16", "BF16": "bfloat16", "I16": "int16",
+    "U16": "uint16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "F4": "float4_e2m1fn_x2",
 }  # fmt: skip
@@ -73,7 +74,8 @@ def main() -> None:
                 n: (d, s)
                 for n, d, s in [
                     ("scalar", "F32", []), ("empty", "F16", [0]), ("empty.3d", "I64", [2, 0, 3]), ("bool", "BOOL", [3]),
-                    ("größe/層", "BF16", [3, 1]), ('quote"back\\slash\n', "U8", [5]), ("", "I8", [1]), ("😀", "U16", [2]),
+                    ("größe/層", "BF16", [3, 1]), ('quote"back\\slash\n', "U8", [5]),
+                    ("", "I8", [1]), ("😀", "U16", [2]),
                 ]
             },
             {"format": "pt", "note": 'a "quoted" line\nand 層 😀', "": ""},
