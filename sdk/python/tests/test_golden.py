@@ -161,9 +161,9 @@ def test_crc32c_is_castagnoli() -> None:
 def test_no_damaged_seal_is_read() -> None:
     good = (GOLDEN / "golden.seal").read_bytes()
     for n in range(len(good)):
-        with pytest.raises(ValueError, match="seal|mismatch"):
+        with pytest.raises(ValueError, match=r"seal|mismatch"):
             parse_seal(good[:n])
-        with pytest.raises(ValueError, match="seal|mismatch"):
+        with pytest.raises(ValueError, match=r"seal|mismatch"):
             parse_seal(good[:n] + bytes([good[n] ^ 1]) + good[n + 1 :])
     with pytest.raises(ValueError, match="mismatch"):
         parse_seal(good + b"\0")
