@@ -1,0 +1,254 @@
+// Package cmd holds the programs, each in its folder; here is the test of the
+// whole tree's layers. Changing the architecture is changing these tables.
+package cmd
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/ckptd/ckptd"
+
+// layers says, for every package of the tree, which others it may import.
+// Test files may import anything of the tree.
+var layers = map[string][]string{
+	"catalog": nil,
+
+	"shardwriter/shardfile": {"catalog"},
+	"shardwriter":           {"shardwriter/shardfile", "catalog"},
+	"restore":               {"shardwriter/shardfile", "catalog"},
+	"localtier/vfs":         {"catalog"},
+	"localtier":             {"localtier/vfs", "catalog"},
+	"remotetier/stripe":     {"catalog"},
+	"remotetier":            {"remotetier/stripe", "catalog"},
+	"sdk/wire":              {"catalog"},
+	"sdk/ckpt":              {"sdk/wire", "shardwriter/shardfile", "catalog"},
+
+	// Drivers: what only a program, or a test, plugs in.
+	"catalog/natscatalog": {"catalog"},
+	"remotetier/target":   {"remotetier", "remotetier/stripe", "localtier/vfs", "catalog"},
+
+	// The daemon and the programs.
+	"ckptd": {
+		"restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
+		"remotetier", "remotetier/stripe", "sdk/wire", "catalog",
+	},
+	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/target", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "sdk/wire", "catalog"},
+	"cmd/ckpt":  {"sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
+
+	// Helpers of tests: no program may contain them.
+	"cmd":                   nil,
+	"catalog/catalogtest":   {"catalog"},
+	"localtier/vfs/vfstest": {"localtier/vfs", "catalog"},
+	"remotetier/targettest": {"remotetier", "remotetier/stripe", "catalog"},
+}
+
+// testOnly are the packages that no program may contain.
+var testOnly = []string{"cmd", "catalog/catalogtest", "localtier/vfs/vfstest", "remotetier/targettest"}
+
+// foreign says which packages may import a module of somebody else, by the
+// beginning of the import path; nil: every package. The longest beginning counts.
+var foreign = map[string][]string{
+	"golang.org/x/sys/":                nil,
+	"golang.org/x/sync/":               nil,
+	"golang.org/x/time/rate":           {"remotetier", "ckptd"},
+	"github.com/cloudwego/hertz/":      {"ckptd"},
+	"github.com/nats-io/":              {"catalog/natscatalog"},
+	"github.com/klauspost/reedsolomon": {"remotetier"},
+	"github.com/klauspost/compress/":   {"ckptd", "remotetier"},
+	"github.com/zeebo/blake3":          {"remotetier"},
+	"github.com/spf13/cobra":           {"cmd/ckpt", "cmd/ckptd"},
+	"github.com/spf13/pflag":           {"cmd/ckpt", "cmd/ckptd"},
+	"github.com/BurntSushi/toml":       {"cmd/ckptd"},
+}
+
+// drawers are names of packages that end up holding everything.
+var drawers = []string{"util", "utils", "common", "misc", "helper", "helpers", "shared", "base", "lib"}
+
+// source is one Go file of the tree.
+type source struct {
+	pkg     string // its folder, "/"-separated, from the root of the tree
+	file    string // its path from the root of the tree
+	test    bool
+	imports []string
+	doc     string // the package comment, if it has one
+	name    string // of its package
+}
+
+// tree parses every Go file of the repository. It reads the files in this
+// process, so that the test cache knows that the result depends on them.
+func tree(t *testing.T) []source {
+	t.Helper()
+	var sources []source
+	err := filepath.WalkDir("..", func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if n := d.Name(); p != ".." && (n[0] == '.' || n[0] == '_') || n == "testdata" || n == "bin" {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if filepath.Ext(p) != ".go" {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), p, nil, parser.ImportsOnly|parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel("..", p)
+		if err != nil {
+			return err
+		}
+		file := filepath.ToSlash(rel)
+		sources = append(sources, source{
+			pkg: path.Dir(file), file: file, test: strings.HasSuffix(file, "_test.go"),
+			imports: importsOf(f), doc: f.Doc.Text(), name: f.Name.Name,
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(sources) < 20 {
+		t.Fatalf("found only %d Go files: is this the root of the tree?", len(sources))
+	}
+	return sources
+}
+
+func importsOf(f *ast.File) []string {
+	var imports []string
+	for _, spec := range f.Imports {
+		if p, err := strconv.Unquote(spec.Path.Value); err == nil {
+			imports = append(imports, p)
+		}
+	}
+	return imports
+}
+
+func TestLayers(t *testing.T) {
+	sources := tree(t)
+	t.Run("EveryPackageHasARow", func(t *testing.T) {
+		found := map[string]bool{}
+		for _, s := range sources {
+			found[s.pkg] = true
+		}
+		for pkg := range found {
+			if _, ok := layers[pkg]; !ok {
+				t.Errorf("package %s is not in the table: say in cmd/arch_test.go what it may import", pkg)
+			}
+		}
+		for pkg := range layers {
+			if !found[pkg] {
+				t.Errorf("the table has a row for %s, which does not exist", pkg)
+			}
+		}
+	})
+	t.Run("ImportsWithinTheTree", func(t *testing.T) {
+		for _, s := range sources {
+			for _, imp := range s.imports {
+				own, ok := strings.CutPrefix(imp, module+"/")
+				if !ok || s.test {
+					continue
+				}
+				if !slices.Contains(layers[s.pkg], own) {
+					t.Errorf("%s imports %s; package %s may import %v", s.file, own, s.pkg, layers[s.pkg])
+				}
+				if slices.Contains(testOnly, own) && !slices.Contains(testOnly, s.pkg) {
+					t.Errorf("%s imports %s, which is for tests", s.file, own)
+				}
+			}
+		}
+	})
+	t.Run("ForeignImports", func(t *testing.T) {
+		for _, s := range sources {
+			for _, imp := range s.imports {
+				host, _, _ := strings.Cut(imp, "/")
+				if !strings.Contains(host, ".") || imp == module || strings.HasPrefix(imp, module+"/") {
+					continue // the standard library, or ours
+				}
+				if users, ok := usersOf(imp); !ok {
+					t.Errorf("%s imports %s: a new dependency is a decision; add it to the table and to README.md", s.file, imp)
+				} else if users != nil && !slices.Contains(users, s.pkg) {
+					t.Errorf("%s imports %s, which is for %v", s.file, imp, users)
+				}
+			}
+		}
+	})
+	t.Run("NoDrawers", func(t *testing.T) {
+		for _, s := range sources {
+			for part := range strings.SplitSeq(s.pkg, "/") {
+				if slices.Contains(drawers, part) {
+					t.Errorf("%s lies in a package named %q: helpers live beside their user", s.file, part)
+				}
+			}
+		}
+	})
+	t.Run("EveryPackageHasADoc", func(t *testing.T) {
+		docs := map[string]string{} // package -> its package comments
+		for _, s := range sources {
+			if s.test && s.pkg != "cmd" {
+				continue
+			}
+			docs[s.pkg] += s.doc
+			want := "Package " + s.name + " "
+			if s.name == "main" {
+				want = "Command " + path.Base(s.pkg) + " "
+			}
+			if s.doc != "" && !strings.HasPrefix(s.doc, want) {
+				t.Errorf("%s: the package comment does not begin with %q", s.file, want)
+			}
+		}
+		for _, pkg := range slices.Sorted(maps.Keys(docs)) {
+			if docs[pkg] == "" {
+				t.Errorf("package %s has no doc comment", pkg)
+			}
+		}
+	})
+}
+
+// usersOf gives the packages that may import imp, by the longest row that fits.
+func usersOf(imp string) (users []string, ok bool) {
+	best := ""
+	for prefix, u := range foreign {
+		fits := imp == prefix || strings.HasPrefix(imp, strings.TrimSuffix(prefix, "/")+"/")
+		if fits && len(prefix) > len(best) {
+			best, users, ok = prefix, u, true
+		}
+	}
+	return users, ok
+}
+
+// TestLayersHaveNoCycles holds the table itself: a layer never needs what stands on it.
+func TestLayersHaveNoCycles(t *testing.T) {
+	var visit func(pkg string, trail []string)
+	done := map[string]bool{}
+	visit = func(pkg string, trail []string) {
+		if slices.Contains(trail, pkg) {
+			t.Fatalf("cycle: %v -> %s", trail, pkg)
+		}
+		if done[pkg] {
+			return
+		}
+		for _, next := range layers[pkg] {
+			if _, ok := layers[next]; !ok {
+				t.Errorf("the row of %s names %s, which has no row", pkg, next)
+			}
+			visit(next, append(slices.Clone(trail), pkg))
+		}
+		done[pkg] = true
+	}
+	for pkg := range layers {
+		visit(pkg, nil)
+	}
+}
