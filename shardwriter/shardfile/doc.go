@@ -18,7 +18,7 @@
 // Decisions:
 //
 //   - The header has its own JSON scanner: encoding/json accepts duplicate
-//     keys and broken UTF-8, and takes about ten times as long.
+//     keys and broken UTF-8, and took five times as long over 10,000 tensors.
 //   - Pieces of sharded tensors are described in __metadata__, because the
 //     safetensors package refuses files whose tensors overlap or leave gaps, but
 //     passes metadata through.

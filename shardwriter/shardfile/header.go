@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
-	"math"
 	"slices"
 	"strconv"
 	"unicode/utf8"
@@ -261,7 +260,7 @@ func manifestMeta(meta map[string]string) map[string]string {
 
 // checkSize keeps arithmetic on a file's size away from overflow.
 func checkSize(size int64) error {
-	if size < 0 || size > catalog.MaxShardSize || size > math.MaxInt64-8 {
+	if size < 0 || size > catalog.MaxShardSize {
 		return fmt.Errorf("a file of %d bytes; at most %d are possible", size, int64(catalog.MaxShardSize))
 	}
 	return nil

@@ -95,7 +95,7 @@ func TestFlipShard(t *testing.T) {
 		}
 		b := slices.Clone(good)
 		for i := range b {
-			for _, flip := range []byte{1, 2, 4, 8, 16, 32, 64, 128, 255} {
+			for _, flip := range []byte{1, 0x20, 0x80, 0xff} {
 				b[i] ^= flip
 				checkParse(t, b, int64(len(b)))
 				if flip == 1 {

@@ -95,8 +95,6 @@ func TestHostileNPZ(t *testing.T) {
 			b := bytes.Clone(good)
 			b[i] ^= 0xff
 			try(good, b, name+" flipped", i)
-			b[i] = good[i] ^ 1
-			try(good, b, name+" flipped a bit", i)
 		}
 	}
 }
