@@ -1,0 +1,68 @@
+package remotetier
+
+import (
+	"context"
+	"math/bits"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// buffers lends page-aligned memory and counts what is out. Who takes several
+// buffers for one piece of work takes them in one call, so that nobody waits
+// while holding.
+type buffers struct {
+	limit int64 // bytes
+	sem   *semaphore.Weighted
+	pools [40]sync.Pool // by the logarithm of the size
+}
+
+func newBuffers(limit int64) *buffers {
+	return &buffers{limit: limit, sem: semaphore.NewWeighted(limit)}
+}
+
+// loan is memory lent in one call.
+type loan struct {
+	from *buffers
+	size int64
+	bufs []*[]byte
+}
+
+// take lends count buffers of size bytes each, when there is room for them.
+// More than the limit waits for all there is.
+func (b *buffers) take(ctx context.Context, count, size int) (*loan, error) {
+	class := bits.Len(uint(max(size, pageSize) - 1))
+	l := &loan{from: b, size: min(int64(count)<<class, b.limit)}
+	if err := b.sem.Acquire(ctx, l.size); err != nil {
+		return nil, err
+	}
+	for range count {
+		p, _ := b.pools[class].Get().(*[]byte)
+		if p == nil {
+			p = new([]byte)
+			*p = aligned(1 << class)
+		}
+		l.bufs = append(l.bufs, p)
+	}
+	return l, nil
+}
+
+// buf is the i-th buffer, at least as long as was asked for; its bytes are
+// what somebody left there.
+func (l *loan) buf(i int) []byte { return *l.bufs[i] }
+
+// done gives everything back.
+func (l *loan) done() {
+	for _, p := range l.bufs {
+		l.from.pools[bits.Len(uint(len(*p)-1))].Put(p)
+	}
+	l.from.sem.Release(l.size)
+}
+
+// aligned makes page-aligned memory, as O_DIRECT needs it.
+func aligned(n int) []byte {
+	b := make([]byte, n+pageSize)
+	skip := int(-uintptr(unsafe.Pointer(unsafe.SliceData(b))) & (pageSize - 1))
+	return b[skip : skip+n : skip+n]
+}

@@ -1,0 +1,23 @@
+// Package remotetier keeps blobs striped over remote targets.
+//
+// A blob (a shard, a pack, a manifest) is immutable. Put cuts it into k+m
+// columns, one a target, and returns a catalog.Place; Open reads it back from
+// any k of them. FORMAT.md is the format of a column, README.md has the
+// decisions. Callers use the Tier; a Target is the small driver that moves
+// columns to and from one place, and package targettest says whether one is
+// right.
+//
+//  1. When Put returns nil, all k+m columns are durable on k+m targets, their
+//     bytes matched the source's seal, and Content is the BLAKE3 of exactly
+//     those bytes.
+//  2. A Put that fails, or dies, leaves nothing that a record names: its
+//     columns have a generation of their own, which Sweep removes.
+//  3. No read returns a byte whose CRC32C was not checked, or mixes columns of
+//     two generations. Up to m missing, corrupt or foreign columns are made
+//     good on the way and reported; with more there is an error.
+//  4. Verify returns nil only when every byte of every column was read back,
+//     parity fits data, and the content is the place's.
+//  5. Memory for column data stays within Options.Memory, whatever the blobs'
+//     sizes and the number of callers; checksums of columns being written
+//     come on top, 1/16384 of their bytes.
+package remotetier

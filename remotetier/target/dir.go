@@ -1,0 +1,216 @@
+// Package target serves one directory of columns.
+//
+// Dir is a remotetier.Target over a vfs.FS. FORMAT.md in package remotetier
+// describes the directory. A network server for the same directory builds on it.
+//
+//  1. One process serves a directory, and a directory has one name for ever: a
+//     second opener, or another name, is refused with ErrConflict.
+//  2. A column is visible only when it is whole and durable; when Commit
+//     returned nil it survives a power failure, and when Remove did it is gone
+//     after one.
+//  3. A column that is not committed leaves nothing: neither after Close, nor,
+//     once the directory was opened again, after a crash.
+package target
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/localtier/vfs"
+	"github.com/ckptd/ckptd/remotetier"
+)
+
+const (
+	idFile  = "target.id"
+	idMagic = "ckptd target 1\n"
+)
+
+// Dir is a directory of columns. Close it when nobody uses it any more.
+type Dir struct {
+	fs   vfs.FS
+	dir  string
+	name string
+	lock io.Closer
+
+	// tree is held for reading while a column's folder must stay, and for
+	// writing while empty folders are removed.
+	tree sync.RWMutex
+
+	mu struct {
+		sync.Mutex
+		seq  int                     // names staging files
+		busy map[remotetier.Key]bool // being written
+	}
+}
+
+var _ remotetier.Target = (*Dir)(nil)
+
+// OpenDir opens a directory as the target of that name, making both when they
+// are new, and sweeps what a crash left in staging.
+func OpenDir(fsys vfs.FS, dir, name string) (*Dir, error) {
+	if err := remotetier.CheckTargetName(name); err != nil {
+		return nil, err
+	}
+	d := &Dir{fs: fsys, dir: dir, name: name}
+	d.mu.busy = map[remotetier.Key]bool{}
+	if err := d.open(); err != nil {
+		if d.lock != nil {
+			_ = d.lock.Close()
+		}
+		return nil, fmt.Errorf("open target %s in %s: %w", name, dir, err)
+	}
+	return d, nil
+}
+
+func (d *Dir) open() (err error) {
+	if err := d.fs.MkdirAll(d.dir); err != nil {
+		return err
+	}
+	if d.lock, err = d.fs.Lock(d.path("lock")); err != nil {
+		return err
+	}
+	if err := d.identify(); err != nil {
+		return err
+	}
+	for _, sub := range []string{"columns", "staging"} {
+		if err := d.fs.MkdirAll(d.path(sub)); err != nil {
+			return err
+		}
+	}
+	left, err := d.fs.ReadDir(d.path("staging"))
+	if err != nil {
+		return err
+	}
+	for _, e := range left {
+		if err := d.fs.Remove(d.path("staging", e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// identify reads the directory's name, or gives it one.
+func (d *Dir) identify() error {
+	want := idMagic + d.name + "\n"
+	f, err := d.fs.Open(d.path(idFile), vfs.Opt{})
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.writeID(want)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	b := make([]byte, len(idMagic)+remotetier.MaxTargetName+2)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	got, ok := strings.CutPrefix(string(b[:n]), idMagic)
+	switch {
+	case !ok || !strings.HasSuffix(got, "\n"):
+		return fmt.Errorf("%s: %w", idFile, catalog.ErrCorrupt)
+	case string(b[:n]) != want:
+		return fmt.Errorf("%w: the directory belongs to target %q", catalog.ErrConflict, strings.TrimSpace(got))
+	}
+	return nil
+}
+
+func (d *Dir) writeID(text string) error {
+	tmp := d.path(idFile + ".tmp")
+	if err := d.fs.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := d.fs.Create(tmp, vfs.Opt{})
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt([]byte(text), 0)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := d.fs.Rename(tmp, d.path(idFile)); err != nil {
+		return err
+	}
+	return d.fs.SyncDir(d.dir)
+}
+
+func (d *Dir) path(parts ...string) string {
+	return filepath.Join(d.dir, filepath.Join(parts...))
+}
+
+func (d *Dir) column(key remotetier.Key) string {
+	return d.path("columns", filepath.FromSlash(key.Path()))
+}
+
+// Close lets another process have the directory.
+func (d *Dir) Close() error { return d.lock.Close() }
+
+// Name is the target's name.
+func (d *Dir) Name() string { return d.name }
+
+// Space is that of the file system the directory is on.
+func (d *Dir) Space(ctx context.Context) (remotetier.Space, error) {
+	if err := ctx.Err(); err != nil {
+		return remotetier.Space{}, err
+	}
+	total, free, err := d.fs.Space(d.dir)
+	return remotetier.Space{Total: total, Free: free}, err
+}
+
+// Open reads a column.
+func (d *Dir) Open(ctx context.Context, key remotetier.Key) (remotetier.ColumnReader, error) {
+	if err := errors.Join(ctx.Err(), key.Check()); err != nil {
+		return nil, err
+	}
+	f, err := d.fs.Open(d.column(key), vfs.Opt{Direct: true})
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Size()
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return &reader{d: d, key: key, f: f, size: size}, nil
+}
+
+// Remove deletes a column, and the folders it leaves empty.
+func (d *Dir) Remove(ctx context.Context, key remotetier.Key) error {
+	if err := errors.Join(ctx.Err(), key.Check()); err != nil {
+		return err
+	}
+	name := d.column(key)
+	if err := d.unlink(name); err != nil {
+		return err
+	}
+	d.tree.Lock()
+	defer d.tree.Unlock()
+	top := d.path("columns")
+	for dir := filepath.Dir(name); dir != top; dir = filepath.Dir(dir) {
+		if d.fs.Remove(dir) != nil {
+			break // not empty, or gone; an empty folder that stays does no harm
+		}
+	}
+	return nil
+}
+
+// unlink removes a column's name durably. A name that is not there is synced
+// too: an earlier removal may have got no further.
+func (d *Dir) unlink(name string) error {
+	d.tree.RLock()
+	defer d.tree.RUnlock()
+	if err := d.fs.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := d.fs.SyncDir(filepath.Dir(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

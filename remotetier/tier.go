@@ -1,0 +1,219 @@
+package remotetier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/stripe"
+)
+
+// TargetInfo is a target and what placement needs to know of it.
+type TargetInfo struct {
+	Target
+	Domain string  // what fails together with it; empty: nothing
+	Weight float64 // its share of columns relative to the others; zero stands for 1, below zero takes no new ones
+}
+
+// Options of a Tier; the zero value works.
+type Options struct {
+	Rate       int64         // bytes/s that all Puts write and Verifies read together, parity included; 0: no limit
+	Parallel   int           // reads that one call has in flight; default 8
+	Memory     int64         // bytes of column data in buffers, over all calls; default 64 MiB, at least 8 MiB
+	Generation func() uint64 // default: the clock, in nanoseconds
+	Trace      Trace
+}
+
+// Trace is told what the Tier met and dealt with; nil fields are off. The
+// functions are called from several goroutines and must not block.
+type Trace struct {
+	// TargetFailed: a Put gave this target up and began again without it.
+	TargetFailed func(target, blob string, err error)
+	// Degraded: a read found this column missing or corrupt and used others. Once a column and Reader.
+	Degraded func(blob string, column int, target string, err error)
+	// Leftover: columns that should be gone could not be removed; Sweep will find them.
+	Leftover func(target, blob string, err error)
+}
+
+const (
+	defaultMemory   = 64 << 20
+	minMemory       = 8 << 20
+	defaultParallel = 8
+)
+
+// Tier keeps blobs on targets. Its methods may be called concurrently. It
+// holds nothing open between calls; who opened the targets closes them.
+type Tier struct {
+	opt     Options
+	targets []TargetInfo // by name
+	byName  map[string]*TargetInfo
+	bufs    *buffers
+	limit   *rate.Limiter // nil: no limit
+
+	mu struct {
+		sync.Mutex
+		last     uint64            // newest generation given out
+		inFlight map[uint64]string // generations being written, and their blobs
+	}
+}
+
+// New makes a Tier of targets. It panics if two have one name, or one a name
+// that records cannot hold: both are mistakes of the configuration's reader,
+// who checks with CheckTargetName.
+func New(targets []TargetInfo, opt Options) *Tier {
+	if opt.Parallel <= 0 {
+		opt.Parallel = defaultParallel
+	}
+	if opt.Memory <= 0 {
+		opt.Memory = defaultMemory
+	}
+	opt.Memory = max(opt.Memory, minMemory)
+	if opt.Generation == nil {
+		opt.Generation = func() uint64 { return uint64(time.Now().UnixNano()) }
+	}
+	t := &Tier{opt: opt, targets: slices.Clone(targets), byName: map[string]*TargetInfo{}, bufs: newBuffers(opt.Memory)}
+	t.mu.inFlight = map[uint64]string{}
+	if opt.Rate > 0 {
+		t.limit = rate.NewLimiter(rate.Limit(opt.Rate), int(min(opt.Rate, 16<<20)))
+	}
+	slices.SortFunc(t.targets, func(a, b TargetInfo) int { return strings.Compare(a.Name(), b.Name()) })
+	for i := range t.targets {
+		name := t.targets[i].Name()
+		if err := CheckTargetName(name); err != nil || t.byName[name] != nil {
+			panic("remotetier: target name " + name + " is invalid or used twice")
+		}
+		t.byName[name] = &t.targets[i]
+	}
+	return t
+}
+
+// TargetStatus is how a target looks now.
+type TargetStatus struct {
+	Name   string
+	Domain string
+	Space  Space
+	Err    error // why it cannot be used, if so
+}
+
+// Targets asks every target how it is, by name.
+func (t *Tier) Targets(ctx context.Context) []TargetStatus {
+	all := make([]TargetStatus, len(t.targets))
+	var g errgroup.Group
+	for i := range t.targets {
+		ti := &t.targets[i]
+		g.Go(func() error {
+			s, err := ti.Space(ctx)
+			all[i] = TargetStatus{Name: ti.Name(), Domain: ti.Domain, Space: s, Err: err}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return all
+}
+
+// choose places a generation's columns of need bytes on targets that answer,
+// have room and are not in without.
+func (t *Tier) choose(ctx context.Context, blob string, gen uint64, l stripe.Layout, need int64, without map[string]error) ([]string, error) {
+	n := l.Columns()
+	if n > len(t.targets) {
+		return nil, fmt.Errorf("layout %v: %w: it needs %d targets and there are %d", l, catalog.ErrInvalid, n, len(t.targets))
+	}
+	var cands []stripe.Candidate
+	var full, failed []error
+	for _, s := range t.Targets(ctx) {
+		err := s.Err
+		if without[s.Name] != nil {
+			err = without[s.Name]
+		}
+		switch {
+		case errors.Is(err, catalog.ErrNoSpace):
+			full = append(full, fmt.Errorf("%s: %w", s.Name, err))
+		case err != nil:
+			failed = append(failed, fmt.Errorf("%s: %w", s.Name, err))
+		case s.Space.Free < need:
+			full = append(full, fmt.Errorf("%s has %d bytes free of the %d needed", s.Name, s.Space.Free, need))
+		default:
+			cands = append(cands, stripe.Candidate{Name: s.Name, Domain: s.Domain, Weight: t.byName[s.Name].Weight})
+		}
+	}
+	if names := stripe.Place(blob, gen, cands, n); len(names) == n {
+		return names, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	class := catalog.ErrUnavailable
+	if len(full) > 0 && len(failed) == 0 {
+		class = catalog.ErrNoSpace
+	}
+	return nil, fmt.Errorf("place %d columns: %w: %d targets can take one: %w", n, class, len(cands), errors.Join(append(full, failed...)...))
+}
+
+// begin gives out a generation for blob, newer than atLeast and than any
+// before it, and keeps Sweep away from it until the caller ends it.
+func (t *Tier) begin(blob string, atLeast uint64) (gen uint64, end func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	gen = max(t.opt.Generation(), t.mu.last+1, atLeast)
+	t.mu.last = gen
+	t.mu.inFlight[gen] = blob
+	return gen, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(t.mu.inFlight, gen)
+	}
+}
+
+func (t *Tier) writing(gen uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.mu.inFlight[gen]
+	return ok
+}
+
+// pace waits until the rate limit has room for n bytes.
+func (t *Tier) pace(ctx context.Context, n int64) error {
+	if t.limit == nil {
+		return nil
+	}
+	for n > 0 {
+		take := min(n, int64(t.limit.Burst()))
+		if err := t.limit.WaitN(ctx, int(take)); err != nil {
+			return err
+		}
+		n -= take
+	}
+	return nil
+}
+
+// layoutOf reads a place's layout and checks the place against it.
+func layoutOf(p catalog.Place) (stripe.Layout, error) {
+	bad := func(why string) (stripe.Layout, error) {
+		return stripe.Layout{}, fmt.Errorf("place of %.80q: %w: %s", p.Blob, catalog.ErrInvalid, why)
+	}
+	l, err := stripe.Parse(p.Layout)
+	if err != nil {
+		return bad(err.Error())
+	}
+	if p.Unit != 0 {
+		l.Unit = p.Unit
+	}
+	if err := l.Check(); err != nil {
+		return bad(err.Error())
+	}
+	if err := CheckBlob(p.Blob); err != nil {
+		return bad(err.Error())
+	}
+	if p.Size < 0 || p.Size > MaxBlobSize || len(p.Targets) != l.Columns() {
+		return bad("size or number of targets out of range")
+	}
+	return l, nil
+}

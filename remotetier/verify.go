@@ -1,0 +1,184 @@
+package remotetier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ckptd/ckptd/catalog"
+)
+
+// VerifyError says which columns of a blob are not what they should be. It is
+// of class ErrUnavailable if all that is wrong is that columns cannot be
+// reached, and of class ErrCorrupt otherwise.
+type VerifyError struct {
+	Place catalog.Place
+	Bad   map[int]error // by column; empty when the columns are each right and do not fit together
+	Why   string        // what does not fit, if so
+}
+
+func (e *VerifyError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "verify %s: %v: %s", e.Place.Blob, e.Unwrap(), e.Why)
+	for i, t := range e.Place.Targets {
+		if err := e.Bad[i]; err != nil {
+			fmt.Fprintf(&b, "; column %d on %s: %v", i, t, err)
+		}
+	}
+	return b.String()
+}
+
+func (e *VerifyError) Unwrap() error {
+	for _, err := range e.Bad {
+		if gone(err) || errors.Is(err, catalog.ErrCorrupt) {
+			return catalog.ErrCorrupt
+		}
+	}
+	if e.Why != "" {
+		return catalog.ErrCorrupt
+	}
+	return catalog.ErrUnavailable
+}
+
+// Verify reads back every byte of every column of a place: block checksums,
+// parity against data, BLAKE3 of the blob against place.Content. What it finds
+// wrong is a *VerifyError; other errors are about the call, not the columns.
+func (t *Tier) Verify(ctx context.Context, place catalog.Place) error {
+	l, err := layoutOf(place)
+	if err != nil {
+		return err
+	}
+	v := &verify{Reader: Reader{tier: t, place: place, layout: l, slots: make([]slot, l.Columns())}, bad: make([]error, l.Columns())}
+	defer v.Close()
+	if err := v.run(ctx); err != nil {
+		return err
+	}
+	e := &VerifyError{Place: place, Bad: map[int]error{}, Why: v.why}
+	for i, err := range v.bad {
+		if err != nil {
+			e.Bad[i] = err
+		}
+	}
+	if len(e.Bad) > 0 || e.Why != "" {
+		return e
+	}
+	return nil
+}
+
+type verify struct {
+	Reader
+	bad []error // by column, the first thing wrong
+	why string
+}
+
+// rowsOf is a batch read back: the same rows of every column.
+type rowsOf struct {
+	units [][]byte
+	off   int64 // in the columns' data
+}
+
+// run reads batches ahead of checking them.
+func (v *verify) run(ctx context.Context) error {
+	l, column := v.layout, v.layout.ColumnSize(v.place.Size)
+	step := v.tier.opt.Memory / 4 / int64(l.Columns()) / l.Unit * l.Unit // two batches in half of the memory
+	step = min(max(step, l.Unit), max(l.Unit, batchBytes/l.Unit*l.Unit), max(column, 1))
+	if need := 2 * step * int64(l.Columns()); need > v.tier.opt.Memory {
+		return fmt.Errorf("verify %s: %w: two stripes take %d bytes and the tier has %d for buffers", v.place.Blob, catalog.ErrInvalid, need, v.tier.opt.Memory)
+	}
+	loan, err := v.tier.bufs.take(ctx, 2*l.Columns(), int(step))
+	if err != nil {
+		return err
+	}
+	defer loan.done()
+	free, filled := make(chan *rowsOf, 2), make(chan *rowsOf, 2)
+	for b := range 2 {
+		r := &rowsOf{units: make([][]byte, l.Columns())}
+		for i := range r.units {
+			r.units[i] = loan.buf(b*l.Columns() + i)
+		}
+		free <- r
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer close(filled)
+		for c := range l.Columns() { // also of an empty blob
+			if _, err := v.column(ctx, c); err != nil {
+				v.bad[c] = err
+			}
+		}
+		for off := int64(0); off < column; off += step {
+			var r *rowsOf
+			select {
+			case r = <-free:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			n := min(step, column-off)
+			if err := v.tier.pace(ctx, n*int64(l.Columns())); err != nil {
+				return err
+			}
+			r.off = off
+			var reads errgroup.Group
+			for c := range r.units {
+				r.units[c] = r.units[c][:n]
+				if v.bad[c] == nil {
+					reads.Go(func() error { v.bad[c] = v.readColumn(ctx, c, r.units[c], off); return nil })
+				}
+			}
+			_ = reads.Wait()
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			whole := true
+			for _, err := range v.bad {
+				whole = whole && err == nil
+			}
+			if whole {
+				filled <- r
+			} else { // the rest is read for its own checksums only
+				free <- r
+			}
+		}
+		return nil
+	})
+	g.Go(func() error { v.check(filled, free); return nil })
+	return g.Wait()
+}
+
+// check hashes the blob and holds parity against data, batch by batch. It runs
+// to the end of filled; when the reading side met a bad column, what it says
+// does not count.
+func (v *verify) check(filled <-chan *rowsOf, free chan<- *rowsOf) {
+	l, size, hash, code := v.layout, v.place.Size, blake3.New(), codeOf(v.layout)
+	why, hashed := "", int64(0)
+	for r := range filled {
+		n := int64(len(r.units[0]))
+		for at := int64(0); at < n; at += l.Unit {
+			s := (r.off + at) / l.Unit
+			u := l.UnitOf(size, s)
+			units := make([][]byte, len(r.units))
+			for i := range units {
+				units[i] = r.units[i][at:][:u]
+			}
+			for i, unit := range units[:l.K] {
+				valid := max(0, min(u, size-s*l.Width()-int64(i)*u))
+				_, _ = hash.Write(unit[:valid])
+				hashed += valid
+			}
+			if ok, err := code.verify(units); (err != nil || !ok) && why == "" {
+				why = fmt.Sprintf("parity of stripe %d does not fit its data", s)
+			}
+		}
+		free <- r
+	}
+	if hashed == size && why == "" && !v.place.Content.IsZero() && [32]byte(hash.Sum(nil)) != v.place.Content {
+		why = "the content's BLAKE3 is another"
+	}
+	if hashed == size {
+		v.why = why
+	}
+}
