@@ -55,17 +55,30 @@ func (b box) contains(o box) bool {
 	return true
 }
 
+// arena lends the memory of boxes that live no longer than the covering of one output.
+type arena struct{ buf []int64 }
+
+// box is one of n dimensions, of any content.
+func (a *arena) box(n int) box {
+	if cap(a.buf)-len(a.buf) < 2*n {
+		a.buf = make([]int64, 0, max(1024, 2*cap(a.buf))) // boxes lent before keep the old memory alive
+	}
+	i := len(a.buf)
+	a.buf = a.buf[:i+2*n]
+	return box{a.buf[i : i+n : i+n], a.buf[i+n : i+2*n : i+2*n]}
+}
+
+func (a *arena) reset() { a.buf = a.buf[:0] }
+
 // and is what two boxes that meet share.
-func (b box) and(o box) box {
+func (b box) and(o box, mem *arena) box {
 	if o.contains(b) { // the common cases need no memory
 		return b
 	}
 	if b.contains(o) {
 		return o
 	}
-	n := len(b.start)
-	mem := make([]int64, 2*n)
-	r := box{mem[:n:n], mem[n:]}
+	r := mem.box(len(b.start))
 	for i := range b.start {
 		r.start[i] = max(b.start[i], o.start[i])
 		r.shape[i] = min(b.start[i]+b.shape[i], o.start[i]+o.shape[i]) - r.start[i]
@@ -75,25 +88,27 @@ func (b box) and(o box) box {
 
 // minus appends to list what is left of b without o, where o lies in b: at
 // most two boxes a dimension, none of which overlap.
-func (b box) minus(o box, list []box) []box {
+func (b box) minus(o box, list []box, mem *arena) []box {
 	for i := range b.start {
 		bEnd, oEnd := b.start[i]+b.shape[i], o.start[i]+o.shape[i]
 		if o.start[i] > b.start[i] {
-			list = append(list, b.slab(i, b.start[i], o.start[i]))
+			list = append(list, b.beside(o, i, b.start[i], o.start[i], mem))
 		}
 		if oEnd < bEnd {
-			list = append(list, b.slab(i, oEnd, bEnd))
-		}
-		if o.start[i] > b.start[i] || oEnd < bEnd {
-			b = b.slab(i, o.start[i], oEnd)
+			list = append(list, b.beside(o, i, oEnd, bEnd, mem))
 		}
 	}
 	return list
 }
 
-// slab is b from from to to in dimension i.
-func (b box) slab(i int, from, to int64) box {
-	r := box{slices.Clone(b.start), slices.Clone(b.shape)}
+// beside is the part of b from from to to in dimension i, as wide as o in the
+// dimensions before, which other parts cover.
+func (b box) beside(o box, i int, from, to int64, mem *arena) box {
+	r := mem.box(len(b.start))
+	copy(r.start, o.start[:i])
+	copy(r.shape, o.shape[:i])
+	copy(r.start[i:], b.start[i:])
+	copy(r.shape[i:], b.shape[i:])
 	r.start[i], r.shape[i] = from, to-from
 	return r
 }

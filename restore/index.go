@@ -101,7 +101,6 @@ type array struct {
 	dtype  catalog.DType
 	width  int64 // bits of an element
 	global []int64
-	size   int64  // bytes of the whole
 	cells  []cell // the different pieces, sorted along axis
 	axis   int    // the dimension with the most different beginnings
 	// own: the ranks hold different things under this name (a random
@@ -122,22 +121,25 @@ func (x *index) array(id int32, a *array) error {
 	entries := x.entries[x.first[id]:x.first[id+1]]
 	t0 := x.tensor(entries[0])
 	*a = array{name: t0.Name, dtype: t0.DType, width: t0.DType.Bits(), global: globalOf(t0), cells: a.cells[:0]}
+	if _, ok := sizeOf(a.width, a.global); !ok {
+		return corrupt(entries[0], t0, "its type or shape is impossible")
+	}
 	for i, e := range entries {
 		t := x.tensor(e)
 		if i > 0 && entries[i-1].rank == e.rank {
 			return fmt.Errorf("rank %d has two tensors %q: %w", e.rank, t.Name, catalog.ErrCorrupt)
 		}
-		if err := check(e, t); err != nil {
+		alike := t.DType == a.dtype && slices.Equal(globalOf(t), a.global)
+		a.own = a.own || !alike
+		if err := a.check(e, t, alike); err != nil {
 			return err
 		}
-		a.own = a.own || t.DType != a.dtype || !slices.Equal(globalOf(t), a.global)
 		a.cells = append(a.cells, cell{box: boxOf(t), from: entries[i : i+1 : i+1]})
 	}
 	if a.own {
 		a.global = nil
 		return nil
 	}
-	a.size, _ = sizeOf(a.width, a.global) // checked with the entries
 	a.join(entries)
 	return nil
 }
@@ -209,25 +211,34 @@ func (a *array) overlapping(b box) []cell {
 	return a.cells[lo:max(lo, hi)]
 }
 
-// check refuses a tensor that contradicts itself or its shard.
-func check(e entry, t *catalog.Tensor) error {
-	bad := func(why string) error {
-		return fmt.Errorf("rank %d tensor %q: %w: %s", e.rank, t.Name, catalog.ErrCorrupt, why)
+// check refuses a tensor that contradicts itself or its shard. One that is
+// alike has the type and the whole shape of the array, which are checked.
+func (a *array) check(e entry, t *catalog.Tensor, alike bool) error {
+	width := a.width
+	if !alike {
+		width = t.DType.Bits()
 	}
-	size, ok := sizeOf(t.DType.Bits(), t.Shape)
+	size, ok := sizeOf(width, t.Shape)
 	if !ok {
-		return bad("its type or shape is impossible")
+		return corrupt(e, t, "its type or shape is impossible")
 	}
 	if size != t.Size || t.Offset < 0 || t.Offset > catalog.MaxShardSize {
-		return bad("its size does not fit its shape")
+		return corrupt(e, t, "its size does not fit its shape")
 	}
 	if len(t.Global) == 0 && len(t.Start) == 0 {
 		return nil
 	}
-	if _, ok := sizeOf(t.DType.Bits(), t.Global); !ok || !boxOf(t).within(t.Global) {
-		return bad("the piece lies outside the whole")
+	if !alike {
+		_, ok = sizeOf(width, t.Global)
+	}
+	if !ok || !boxOf(t).within(t.Global) {
+		return corrupt(e, t, "the piece lies outside the whole")
 	}
 	return nil
+}
+
+func corrupt(e entry, t *catalog.Tensor, why string) error {
+	return fmt.Errorf("rank %d tensor %q: %w: %s", e.rank, t.Name, catalog.ErrCorrupt, why)
 }
 
 // globalOf is the shape of the whole that the tensor is, or is a piece of.

@@ -132,14 +132,16 @@ func newPlan(m *catalog.Manifest, want Want) (*Plan, error) {
 	return b.plan, nil
 }
 
-// builder gathers a plan. Its reads hold an offset within their tensor, and
-// -1-i for the rank where copy i of choices is not chosen yet.
+// builder gathers a plan. Those of its reads that are in choices hold an
+// offset within their tensor until a rank is chosen.
 type builder struct {
 	x       *index
 	plan    *Plan
+	reads   readList
 	choices []choice
 	a       array // reused
 	rest    [2][]box
+	mem     arena
 }
 
 // choice is a read whose bytes several ranks hold.
@@ -147,6 +149,26 @@ type choice struct {
 	read int
 	from []entry
 }
+
+// readList holds reads in chunks: a plan may have millions, and a slice that
+// grows would be copied many times over.
+type readList struct {
+	chunks [][]Read
+	n      int
+}
+
+const chunkReads = 1024
+
+func (l *readList) add(r Read) {
+	if l.n%chunkReads == 0 {
+		l.chunks = append(l.chunks, make([]Read, 0, chunkReads))
+	}
+	last := &l.chunks[len(l.chunks)-1]
+	*last = append(*last, r)
+	l.n++
+}
+
+func (l *readList) at(i int) *Read { return &l.chunks[i/chunkReads][i%chunkReads] }
 
 func (b *builder) pieces(pieces []Piece) error {
 	last := int32(-1)
@@ -241,6 +263,7 @@ func (b *builder) output(part box) error {
 		return nil
 	}
 	out := b.add(part, -1)
+	b.mem.reset()
 	rest, next := append(b.rest[0][:0], part), b.rest[1][:0]
 	defer func() { b.rest = [2][]box{rest, next} }()
 	cells := b.a.overlapping(part)
@@ -255,11 +278,11 @@ func (b *builder) output(part box) error {
 				next = append(next, r)
 				continue
 			}
-			take := r.and(c.box)
+			take := r.and(c.box, &b.mem)
 			if err := b.read(out, take, c); err != nil {
 				return err
 			}
-			next = r.minus(take, next)
+			next = r.minus(take, next, &b.mem)
 		}
 		if len(next) > maxRest {
 			return fmt.Errorf("tensor %q: %w: its pieces overlap in too many ways", b.a.name, catalog.ErrCorrupt)
@@ -283,36 +306,34 @@ func (b *builder) read(out int, part box, c *cell) error {
 	}
 	r := Read{Rank: int(c.from[0].rank), Tensor: b.a.name, Off: from, Len: span(dims, run), Out: out, At: to, Run: run, Dims: dims}
 	if len(c.from) > 1 {
-		b.choices = append(b.choices, choice{len(b.plan.Reads), c.from})
+		b.choices = append(b.choices, choice{b.reads.n, c.from})
 	} else {
 		r.Off += b.x.tensor(c.from[0]).Offset
 	}
-	b.plan.Reads = append(b.plan.Reads, r)
+	b.reads.add(r)
 	return nil
 }
 
 // settle sorts the reads and checks that each lies in its shard.
 func (b *builder) settle() error {
-	reads := b.plan.Reads
-	for i := range reads {
-		if r := &reads[i]; r.Off < 0 || r.Off > b.x.m.Shards[r.Rank].Size-r.Len {
-			return fmt.Errorf("rank %d tensor %q: %w: it lies outside its shard", r.Rank, r.Tensor, catalog.ErrCorrupt)
-		}
-	}
 	// Reads come by name; names mostly have the order of offsets. Counting
 	// the ranks leaves little to sort.
 	first := make([]int, len(b.x.m.Shards)+1)
-	for i := range reads {
-		first[reads[i].Rank+1]++
+	for i := range b.reads.n {
+		r := b.reads.at(i)
+		if r.Off < 0 || r.Off > b.x.m.Shards[r.Rank].Size-r.Len {
+			return fmt.Errorf("rank %d tensor %q: %w: it lies outside its shard", r.Rank, r.Tensor, catalog.ErrCorrupt)
+		}
+		first[r.Rank+1]++
 	}
 	for i := 1; i < len(first); i++ {
 		first[i] += first[i-1]
 	}
-	sorted := make([]Read, len(reads))
-	for i := range reads {
-		at := &first[reads[i].Rank]
-		sorted[*at] = reads[i]
-		*at++
+	sorted := make([]Read, b.reads.n)
+	for i := range b.reads.n {
+		r := b.reads.at(i)
+		sorted[first[r.Rank]] = *r
+		first[r.Rank]++
 	}
 	byOffset := func(p, q Read) int {
 		return cmp.Or(cmp.Compare(p.Off, q.Off), cmp.Compare(p.Out, q.Out), cmp.Compare(p.At, q.At))

@@ -19,12 +19,12 @@ func (b *builder) spread(near []int) {
 		return
 	}
 	load := make([]int64, len(b.x.m.Shards)) // bytes to read, by rank
-	chosen := make([]bool, len(b.plan.Reads))
+	chosen := make([]bool, b.reads.n)
 	for _, c := range b.choices {
 		chosen[c.read] = true
 	}
-	for i, r := range b.plan.Reads {
-		if !chosen[i] {
+	for i := range b.reads.n {
+		if r := b.reads.at(i); !chosen[i] {
 			load[r.Rank] += r.Len
 		}
 	}
@@ -72,7 +72,7 @@ func (b *builder) spreadGroup(group []choice, load []int64, isNear []bool) {
 		if pick < 0 || part >= SpreadBytes && !sameCell {
 			pick, part = leastLoaded(c.from, load, isNear), 0
 		}
-		r := &b.plan.Reads[c.read]
+		r := b.reads.at(c.read)
 		e := c.from[pick]
 		r.Rank = int(e.rank)
 		r.Off += b.x.tensor(e).Offset
