@@ -115,7 +115,7 @@ def _from_note(note: Any) -> np.dtype[Any]:
         if isinstance(e, Invalid):
             raise
         raise Corrupt(f"array type {str(note)[:80]!r}: {e}") from None
-    if dtype.hasobject or dtype.itemsize == 0 and not isinstance(note, str):
+    if dtype.hasobject or (dtype.itemsize == 0 and not isinstance(note, str)):
         raise Corrupt(f"array type {str(note)[:80]!r} is not plain data")
     return dtype
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from . import _dtypes
 from ._errors import Invalid
+from ._header import nbytes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -42,6 +43,11 @@ class Source:
     pieces: int = 1  # copies out of it that are still to come
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _made: Bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of it in the file."""
+        return nbytes(self.dtype, self.shape)
 
     def bytes(self) -> Bytes:
         """Its bytes in C order; made on first use where the memory is elsewhere or scattered."""
@@ -100,7 +106,7 @@ def _from_numpy(path: str, kind: str, a: npt.NDArray[Any]) -> Source:
     if isinstance(a, np.ma.MaskedArray):
         raise Invalid("masked arrays are not saved as such", "save .data and .mask")
     a = a.view(np.ndarray)
-    if a.dtype.byteorder == ">" or a.dtype.byteorder == "=" and sys.byteorder == "big":
+    if a.dtype.byteorder == ">" or (a.dtype.byteorder == "=" and sys.byteorder == "big"):
         a = a.astype(a.dtype.newbyteorder("<"))
     st, note = _dtypes.of_numpy(a.dtype)
     src = Source(path, kind, st, a.shape if note is None else (a.nbytes,), a, note)
@@ -124,7 +130,10 @@ def _from_torch(path: str, x: Any) -> Source:
     st, note = _dtypes.of_torch(t.dtype)
     shape = tuple(t.shape)
     if st == "F4":
-        st, shape, note = ("F4", (*shape[:-1], 2 * shape[-1]), None) if shape else ("U8", (1,), "torch:float4_e2m1fn_x2")
+        if shape:
+            shape = (*shape[:-1], 2 * shape[-1])
+        else:
+            st, note = "U8", "torch:float4_e2m1fn_x2"
     size = t.element_size()
     src = Source(path, "torch", st, shape if note is None else (t.numel() * size,), t, note)
     if note is not None:
@@ -149,7 +158,9 @@ def _from_jax(path: str, x: Any) -> Source:
     try:
         a = np.asarray(x)
     except TypeError:
-        raise Invalid(f"jax arrays of {x.dtype} have no plain bytes", "jax.random.key_data turns keys into data") from None
+        raise Invalid(
+            f"jax arrays of {x.dtype} have no plain bytes", "jax.random.key_data turns keys into data"
+        ) from None
     return _from_numpy(path, "jax", a)
 
 

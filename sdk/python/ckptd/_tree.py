@@ -78,7 +78,7 @@ def flatten(state: Any, *, allow_pickle: bool = False) -> Flat:
         home = at[id(s)]
         name = names[id(home.src)]
         leaf.update(_leaf(s, name, home.offset))
-        if "piece" in leaf and home.offset is None:
+        if "piece" in leaf and home.offset is None and s.shape == s.full:
             pieces[name] = leaf["piece"]
     text = json.dumps(tree, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     meta = {VERSION: "1", STATE: text}
@@ -111,7 +111,7 @@ def _leaf(s: Source, name: str, offset: int | None) -> dict[str, Any]:
     """What the tree says of a tensor:
 
     as: numpy when absent. dtype: the element type when the file holds it as raw U8, with shape. grad, param: of a
-    torch tensor. piece: of a sharded one. view: {offset, strides (bytes), shape, dtype} when it is part of NAME's bytes.
+    torch tensor. piece: of a sharded one. view: {offset, strides (bytes), shape, dtype} when it is part of NAME.
     """
     leaf: dict[str, Any] = {"$tensor": name, **s.extra}
     if s.kind != "numpy":
@@ -195,7 +195,7 @@ class _Flattener:
             raise Invalid(f"{path or 'state'}: a Piece of something that is no tensor")
         whole, start = [int(n) for n in x.global_shape], [int(n) for n in x.start]
         fits = len(whole) == len(start) == len(src.full) and all(
-            0 <= a and a + n <= g for a, n, g in zip(start, src.full, whole, strict=True)
+            a >= 0 and a + n <= g for a, n, g in zip(start, src.full, whole, strict=True)
         )
         if not fits:
             raise Invalid(f"{path or 'state'}: a piece of shape {list(src.full)} at {start} does not lie in {whole}")
