@@ -50,7 +50,8 @@ func (r *Reader) readRange(ctx context.Context, p []byte, off int64) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(r.tier.opt.Parallel)
 	spread := int64(0) // which target first: neighbouring stripes begin on different ones
-	for pos, n := int64(0), int64(len(p)); pos < n; spread++ {
+	for pos, n := int64(0), int64(len(p)); pos < n; {
+		spread++
 		width := r.layout.Width()
 		take := min(n-pos, width-(off+pos)%width)
 		st, err := stripe.PlanStripe(r.layout, r.place.Size, off, pos, take, missing)
@@ -62,8 +63,8 @@ func (r *Reader) readRange(ctx context.Context, p []byte, off int64) error {
 			continue
 		}
 		for i := range st.Segments {
+			i = (i + int(spread)) % len(st.Segments)
 			g.Go(func() error {
-				i := (i + int(spread)) % len(st.Segments)
 				err := r.readSegment(gctx, p, st.Segments[i], st.Reads[i])
 				if err == nil || gctx.Err() != nil {
 					return err
