@@ -1,0 +1,354 @@
+package ckpt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/sdk/wire"
+)
+
+const (
+	readSize    = 8 << 20  // bytes of one read of a local file
+	readers     = 4        // in flight: the disk has work while a core sums
+	windowSize  = 64 << 20 // bytes of one request for what is not local
+	windows     = 2        // in flight
+	directAlign = 4096     // of memory, offset and length for O_DIRECT
+)
+
+// ReadShard reads one rank's whole file into p, which must have its size.
+// Local files are read past the page cache.
+func (r *Reader) ReadShard(ctx context.Context, rank int, p []byte) error {
+	if err := r.checkRank(rank); err != nil {
+		return err
+	}
+	if size := r.manifest.Shards[rank].Size; int64(len(p)) != size {
+		return fmt.Errorf("read %v rank %d: %w: memory of %d bytes for %d", r.manifest.Set, rank, catalog.ErrInvalid, len(p), size)
+	}
+	return r.whole(ctx, rank, memorySink(p))
+}
+
+// CopyShard writes one rank's whole file to w, in memory bounded whatever its
+// size. Several goroutines call w at once, with ranges that do not overlap.
+func (r *Reader) CopyShard(ctx context.Context, rank int, w io.WriterAt) error {
+	if err := r.checkRank(rank); err != nil {
+		return err
+	}
+	return r.whole(ctx, rank, writerSink{w})
+}
+
+// sink takes the bytes of a shard.
+type sink interface {
+	// memory is where n bytes at off may be read to, and put takes them.
+	memory(off, n int64) []byte
+	put(p []byte, off int64) error
+}
+
+type memorySink []byte
+
+func (m memorySink) memory(off, n int64) []byte  { return m[off : off+n : off+n] }
+func (memorySink) put(p []byte, off int64) error { return nil }
+
+type writerSink struct{ w io.WriterAt }
+
+func (writerSink) memory(off, n int64) []byte { return nil } // memory of our own
+func (s writerSink) put(p []byte, off int64) error {
+	_, err := s.w.WriteAt(p, off)
+	return err
+}
+
+// whole brings a shard from where it is.
+func (r *Reader) whole(ctx context.Context, rank int, to sink) error {
+	size := r.manifest.Shards[rank].Size
+	mem, err := newMemory(size)
+	if err != nil {
+		return err
+	}
+	defer mem.Close()
+	first := min(size, windowSize)
+	l, err := r.load(ctx, rank, [][2]int64{{0, first}}, mem, wire.Message{NoCheck: true, Seal: true, From: r.opt.from})
+	if err != nil {
+		return err
+	}
+	if l.file != nil {
+		defer l.file.Close()
+		if l.seal != nil || r.opt.noCheck {
+			return r.wholeLocal(ctx, rank, l, mem, to)
+		}
+		first = 0 // without a seal the daemon does the checking
+	} else if err := drainWindow(mem, 0, first, to); err != nil {
+		return err
+	}
+	return r.wholeRemote(ctx, rank, first, to)
+}
+
+// wholeRemote brings what follows from, window by window.
+func (r *Reader) wholeRemote(ctx context.Context, rank int, from int64, to sink) error {
+	size := r.manifest.Shards[rank].Size
+	var next atomic.Int64
+	next.Store(from)
+	group, ctx := errgroup.WithContext(ctx)
+	for range windows {
+		group.Go(func() error {
+			mem, err := newMemory(size)
+			if err != nil {
+				return err
+			}
+			defer mem.Close()
+			for {
+				off := next.Add(windowSize) - windowSize
+				if off >= size {
+					return nil
+				}
+				n := min(windowSize, size-off)
+				if err := r.bring(ctx, rank, [][2]int64{{off, n}}, mem); err != nil {
+					return err
+				}
+				if err := drainWindow(mem, off, n, to); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	return group.Wait()
+}
+
+// drainWindow moves a window out of mem and gives its pages back.
+func drainWindow(mem *os.File, off, n int64, to sink) error {
+	var buf []byte
+	for at := off; at < off+n; at += readSize {
+		n := min(readSize, off+n-at)
+		p := to.memory(at, n)
+		if p == nil {
+			if buf == nil {
+				buf = make([]byte, readSize)
+			}
+			p = buf[:n]
+		}
+		if err := readFull(mem, p, at); err != nil {
+			return err
+		}
+		if err := to.put(p, at); err != nil {
+			return err
+		}
+	}
+	return dropMemory(mem, off, n)
+}
+
+// wholeLocal reads the local file with several reads in flight, each checked
+// while the others run. Bad blocks come from elsewhere, at the end.
+func (r *Reader) wholeLocal(ctx context.Context, rank int, l *loaded, mem *os.File, to sink) error {
+	size := r.manifest.Shards[rank].Size
+	direct, err := reopenDirect(l.file)
+	if err == nil {
+		defer direct.Close()
+	}
+	seal := l.seal
+	if r.opt.noCheck {
+		seal = nil
+	}
+	var next atomic.Int64
+	var bad struct {
+		sync.Mutex
+		ranges [][2]int64
+		err    error
+	}
+	group, gctx := errgroup.WithContext(ctx)
+	for range min(readers, (size+readSize-1)/readSize) {
+		group.Go(func() error {
+			var buf []byte
+			for gctx.Err() == nil {
+				off := next.Add(readSize) - readSize
+				if off >= size {
+					return nil
+				}
+				n := min(readSize, size-off)
+				p := to.memory(off, n)
+				if p == nil {
+					if buf == nil {
+						buf = alignedBuffer(readSize)
+					}
+					p = buf[:n]
+				}
+				err := readPast(direct, l.file, p, off)
+				for i := off / block; err == nil && seal != nil && i*block < off+n; i++ {
+					at := i*block - off
+					err = seal.CheckBlock(int(i), p[at:min(at+block, n)])
+				}
+				if err != nil && (r.opt.from == "local" || !damaged(err)) {
+					return err
+				}
+				if err != nil {
+					bad.Lock()
+					bad.ranges, bad.err = append(bad.ranges, [2]int64{off, n}), err
+					bad.Unlock()
+					continue
+				}
+				if err := to.put(p, off); err != nil {
+					return err
+				}
+			}
+			return context.Cause(gctx)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	for _, rg := range bad.ranges {
+		if err := r.bring(ctx, rank, [][2]int64{rg}, mem); err != nil {
+			return errors.Join(bad.err, err)
+		}
+		if err := drainWindow(mem, rg[0], rg[1], to); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reopenDirect opens the file once more with O_DIRECT; the flag belongs to the
+// open file, which the daemon may share.
+func reopenDirect(f *os.File) (*os.File, error) {
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// readPast reads p past the page cache where that is possible: memory and
+// length are aligned, and the file system can.
+func readPast(direct, file *os.File, p []byte, off int64) error {
+	body := int64(len(p)) &^ (directAlign - 1)
+	if direct == nil || body == 0 || uintptr(unsafe.Pointer(unsafe.SliceData(p)))%directAlign != 0 {
+		return readFull(file, p, off)
+	}
+	if err := readFull(direct, p[:body], off); err != nil {
+		if !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		body = 0 // this file system cannot after all
+	}
+	return readFull(file, p[body:], off+body)
+}
+
+func alignedBuffer(n int) []byte {
+	b := make([]byte, n+directAlign)
+	skip := -int(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) & (directAlign - 1)
+	return b[skip : skip+n : skip+n]
+}
+
+// Bytes maps the whole file, checked. The memory is read-only and gone when
+// the ShardReader closes.
+func (s *ShardReader) Bytes() ([]byte, error) { return s.BytesContext(s.r.life) }
+
+// BytesContext is Bytes for those who may have to stop.
+func (s *ShardReader) BytesContext(ctx context.Context) ([]byte, error) {
+	if s.shard.Size == 0 {
+		return nil, nil
+	}
+	blocks := int64(catalog.Blocks(s.shard.Size))
+	if err := s.open(ctx, 0, min(blocks, windowSize/block)); err != nil {
+		return nil, err
+	}
+	if err := s.take(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { <-s.turn }()
+	if s.st.closed {
+		return nil, os.ErrClosed
+	}
+	if s.st.file != nil {
+		m, err := mapFile(s.st.file, s.shard.Size)
+		if err == nil && s.st.seal != nil {
+			if err = checkMapped(ctx, m, s.st.seal); err != nil {
+				unix.Munmap(m)
+			}
+		}
+		if err == nil {
+			s.st.maps = append(s.st.maps, m)
+			return m, nil
+		}
+		if ctx.Err() != nil || s.r.opt.from == "local" || !damaged(err) {
+			return nil, fmt.Errorf("map %v rank %d: %w", s.r.manifest.Set, s.shard.Rank, err)
+		}
+	}
+	mem, err := newMemory(s.shard.Size)
+	if err != nil {
+		return nil, err
+	}
+	defer mem.Close()
+	if err := s.r.bring(ctx, s.shard.Rank, [][2]int64{{0, s.shard.Size}}, mem); err != nil {
+		return nil, err
+	}
+	m, err := mapFile(mem, s.shard.Size)
+	if err != nil {
+		return nil, err
+	}
+	s.st.maps = append(s.st.maps, m)
+	return m, nil
+}
+
+func mapFile(f *os.File, size int64) ([]byte, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() < size {
+		return nil, fmt.Errorf("%w: the file is cut short", catalog.ErrCorrupt)
+	}
+	m, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map %d bytes: %w", size, err)
+	}
+	return m, nil
+}
+
+// checkMapped checks every block of a mapped file; a page the disk cannot give
+// is ErrCorrupt, not the end of the process.
+func checkMapped(ctx context.Context, m []byte, seal *catalog.Seal) error {
+	var next atomic.Int64
+	group, ctx := errgroup.WithContext(ctx)
+	for range min(copiers, (len(m)+readSize-1)/readSize) {
+		group.Go(func() (err error) {
+			defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+			defer func() {
+				if recover() != nil {
+					err = fmt.Errorf("%w: the disk cannot read it", catalog.ErrCorrupt)
+				}
+			}()
+			for ctx.Err() == nil {
+				off := next.Add(readSize) - readSize
+				if off >= int64(len(m)) {
+					return nil
+				}
+				end := min(off+readSize, int64(len(m)))
+				if ahead := min(end+copiers*readSize, int64(len(m))); ahead > end {
+					unix.Madvise(m[end:ahead], unix.MADV_WILLNEED)
+				}
+				if err := unix.Madvise(m[off:end], unix.MADV_POPULATE_READ); err == unix.EFAULT {
+					return fmt.Errorf("%w: the disk cannot read it", catalog.ErrCorrupt)
+				}
+				for i := off / block; i*block < end; i++ {
+					if err := seal.CheckBlock(int(i), m[i*block:min((i+1)*block, end)]); err != nil {
+						return err
+					}
+				}
+			}
+			return context.Cause(ctx)
+		})
+	}
+	return group.Wait()
+}
