@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/stripe"
 )
 
 // VerifyError says which columns of a blob are not what they should be. It is
@@ -84,18 +85,20 @@ type rowsOf struct {
 // run reads batches ahead of checking them.
 func (v *verify) run(ctx context.Context) error {
 	l, column := v.layout, v.layout.ColumnSize(v.place.Size)
-	step := v.tier.opt.Memory / 4 / int64(l.Columns()) / l.Unit * l.Unit // two batches in half of the memory
-	step = min(max(step, l.Unit), max(l.Unit, batchBytes/l.Unit*l.Unit), max(column, 1))
-	if need := 2 * step * int64(l.Columns()); need > v.tier.opt.Memory {
-		return fmt.Errorf("verify %s: %w: two stripes take %d bytes and the tier has %d for buffers", v.place.Blob, catalog.ErrInvalid, need, v.tier.opt.Memory)
+	step, count, limit := v.step(column), 2, v.tier.opt.Memory/int64(l.Columns())
+	if 2*step > limit {
+		count = 1
 	}
-	loan, err := v.tier.bufs.take(ctx, 2*l.Columns(), int(step))
+	if step > limit {
+		return fmt.Errorf("verify %s: %w: a stripe takes %d bytes and the tier has %d for buffers", v.place.Blob, catalog.ErrInvalid, step*int64(l.Columns()), v.tier.opt.Memory)
+	}
+	loan, err := v.tier.bufs.take(ctx, count*l.Columns(), int(step))
 	if err != nil {
 		return err
 	}
 	defer loan.done()
-	free, filled := make(chan *rowsOf, 2), make(chan *rowsOf, 2)
-	for b := range 2 {
+	free, filled := make(chan *rowsOf, count), make(chan *rowsOf, count)
+	for b := range count {
 		r := &rowsOf{units: make([][]byte, l.Columns())}
 		for i := range r.units {
 			r.units[i] = loan.buf(b*l.Columns() + i)
@@ -149,6 +152,22 @@ func (v *verify) run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// step is how many rows to read at once: whole units, because the hash takes
+// the blob in order, and two batches in half of the memory where that is enough.
+func (v *verify) step(column int64) int64 {
+	unit := v.unit()
+	step := v.tier.opt.Memory / 4 / int64(v.layout.Columns()) / unit * unit
+	return min(max(step, unit), max(unit, batchBytes/unit*unit), max(column, 1))
+}
+
+// unit is the layout's, or anything where there is one data column.
+func (v *verify) unit() int64 {
+	if v.layout.K == 1 {
+		return stripe.Block
+	}
+	return v.layout.Unit
+}
+
 // check hashes the blob and holds parity against data, batch by batch. It runs
 // to the end of filled; when the reading side met a bad column, what it says
 // does not count.
@@ -157,20 +176,23 @@ func (v *verify) check(filled <-chan *rowsOf, free chan<- *rowsOf) {
 	why, hashed := "", int64(0)
 	for r := range filled {
 		n := int64(len(r.units[0]))
-		for at := int64(0); at < n; at += l.Unit {
-			s := (r.off + at) / l.Unit
-			u := l.UnitOf(size, s)
+		for at := int64(0); at < n; at += v.unit() {
+			u := min(v.unit(), n-at)
+			from := r.off + at // of the stripe in the blob
+			if l.K > 1 {
+				from = from / l.Unit * l.Width()
+			}
 			units := make([][]byte, len(r.units))
 			for i := range units {
 				units[i] = r.units[i][at:][:u]
 			}
 			for i, unit := range units[:l.K] {
-				valid := max(0, min(u, size-s*l.Width()-int64(i)*u))
+				valid := max(0, min(u, size-from-int64(i)*u))
 				_, _ = hash.Write(unit[:valid])
 				hashed += valid
 			}
 			if ok, err := code.verify(units); (err != nil || !ok) && why == "" {
-				why = fmt.Sprintf("parity of stripe %d does not fit its data", s)
+				why = fmt.Sprintf("parity does not fit data at %d of the columns", r.off+at)
 			}
 		}
 		free <- r
