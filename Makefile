@@ -57,7 +57,7 @@ check: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) $(TOOLS)/staticcheck-$(STATICCHEC
 	$(TOOLS)/staticcheck-$(STATICCHECK) ./...
 	$(TOOLS)/golangci-lint-$(GOLANGCI_LINT) run
 	.cache/py/bin/ruff check --no-cache $(PY)
-	.cache/py/bin/pyright --project $(PY) --pythonpath $(VENVPY)
+	.cache/py/bin/pyright --project $(PY) --pythonpath $(VENVPY) $(PY)/ckptd $(PY)/examples
 
 race: gomods ## all Go tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 40m ./...

@@ -1,9 +1,9 @@
 """The main job of ckptd on real weights, with everything going wrong on the way.
 
-`make quickstart` runs it. Four ranks save a model through the daemon; every rank is killed (SIGKILL) the moment its save
-returned, the daemon in the middle of its drain; then the local copies are deleted, one remote column is corrupted and
-another deleted, and the checkpoint must come back byte for byte. Everything happens in a temporary folder that is removed
-at the end, whatever the end is.
+`make quickstart` runs it. Four ranks save a model through the daemon; every rank is killed (SIGKILL) the moment its
+save returned, the daemon in the middle of its drain; then the local copies are deleted, one remote column is corrupted
+and another deleted, and the checkpoint must come back byte for byte. Everything happens in a temporary folder that is
+removed at the end, whatever the end is.
 """
 
 from __future__ import annotations
@@ -306,7 +306,8 @@ GO_ON = """
 How to go on:
   bin/ckptd serve                          a daemon for this user, with its data in the user's data folder
   bin/ckpt status | ls | show | why        look at it; every command takes --json
-  PYTHONPATH=sdk/python .venv/bin/python   then: import ckptd; ckptd.save("my/run", step=1, state={...}); ckptd.load("my/run@latest")
+  PYTHONPATH=sdk/python .venv/bin/python   import ckptd; ckptd.save("my/run", step=1, state={...})
+                                           state = ckptd.load("my/run@latest")
   make crash | make bench                  the same claims under 200 kills, and beside their yardsticks
   README.md                                what is promised, how it is done, and what is not there yet
 """
