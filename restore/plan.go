@@ -251,7 +251,7 @@ func (b *builder) add(part box, rank int) int {
 
 // maxRest bounds the boxes that are left of an output while cells cover it.
 // Grids leave a handful; only overlaps that no sharding makes leave thousands.
-const maxRest = 1 << 14
+const maxRest = 1 << 12
 
 // output adds an output of the array at hand and the reads that cover it, each
 // element once, whatever the cells overlap in.
@@ -321,7 +321,7 @@ func (b *builder) settle() error {
 	first := make([]int, len(b.x.m.Shards)+1)
 	for i := range b.reads.n {
 		r := b.reads.at(i)
-		if r.Off < 0 || r.Off > b.x.m.Shards[r.Rank].Size-r.Len {
+		if r.Off+r.Len > b.x.m.Shards[r.Rank].Size { // neither can be large enough to overflow
 			return fmt.Errorf("rank %d tensor %q: %w: it lies outside its shard", r.Rank, r.Tensor, catalog.ErrCorrupt)
 		}
 		first[r.Rank+1]++
