@@ -254,6 +254,24 @@ func (c *Catalog) Parts(ctx context.Context, id SetID) ([]PartRecord, error) {
 	return parts, nil
 }
 
+// Part reads what one node says about a set; no statement is fs.ErrNotExist.
+func (c *Catalog) Part(ctx context.Context, id SetID, node string) (PartRecord, error) {
+	p, err := read[PartRecord](ctx, c.parts, partKey(id, node))
+	if err != nil {
+		return p, fmt.Errorf("statement of %s about %v: %w", node, id, err)
+	}
+	return p, nil
+}
+
+// Set reads one set's record in any state, straight from the store.
+func (c *Catalog) Set(ctx context.Context, id SetID) (SetRecord, error) {
+	s, err := read[SetRecord](ctx, c.records, setKey(id))
+	if err != nil {
+		return s, fmt.Errorf("%v: %w", id, err)
+	}
+	return s, nil
+}
+
 // Commit makes a set visible: the one compare-and-swap. It refuses with
 // ErrIncomplete unless parts hold a durable shard of every rank, and is
 // idempotent for the same manifest.

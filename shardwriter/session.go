@@ -25,7 +25,7 @@ import (
 // Ingest is what a session needs of the disk: a reserved place for one blob.
 type Ingest interface {
 	WriteAt(p []byte, off int64) error
-	Written(block int) (crc uint32, ok bool)
+	Block(i int) (crc uint32, ok bool) // the checksum of a block that was written
 	Staging() string
 	Commit(ctx context.Context, info []byte) (*catalog.Seal, error)
 	Close() error
@@ -243,7 +243,7 @@ func (s *Session) Seal(at time.Time, fence bool) error {
 	s.mu.Unlock()
 	if s.opt.Journal != nil {
 		for b := range catalog.Blocks(s.spec.Size) {
-			if crc, ok := s.in.Written(b); ok {
+			if crc, ok := s.in.Block(b); ok {
 				rec.CRCs[b] = crc
 			}
 		}

@@ -219,3 +219,14 @@ func closeAll(fds []*os.File) {
 		f.Close()
 	}
 }
+
+// RefuseConn answers a connection of either half, before its first bytes were
+// read, with an error that both understand well enough, and leaves closing to
+// the caller.
+func RefuseConn(c *net.UnixConn, err error) {
+	// A session's client reads frames, an HTTP client reads HTTP; which one it
+	// is shows only in bytes that a stranger need not send. The frame is given
+	// to all: to an HTTP client it is a malformed answer that carries the text.
+	conn := Conn{U: c}
+	_ = conn.Write(ErrorMessage(err), nil)
+}

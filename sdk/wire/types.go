@@ -128,11 +128,10 @@ type Status struct {
 
 // Disk is one disk of the local tier.
 type Disk struct {
-	Dir    string `json:"dir"`
-	Used   int64  `json:"used"`
-	Free   int64  `json:"free"`
-	Direct bool   `json:"direct"` // O_DIRECT works there
-	Err    string `json:"err,omitempty"`
+	Dir  string `json:"dir"`
+	Used int64  `json:"used"`
+	Free int64  `json:"free"`
+	Err  string `json:"err,omitempty"`
 }
 
 // Target is one place of the remote tier.

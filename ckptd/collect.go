@@ -1,0 +1,225 @@
+package ckptd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/ckptd/ckptd/catalog"
+)
+
+// collectOnce removes the bytes of pruned and aborted sets: the second phase.
+// Every node removes its own; the coordinator removes the remote copies and,
+// when nothing is left, the records.
+func (n *Node) collectOnce(ctx context.Context) error {
+	known, _ := n.cat.Known("")
+	var errs []error
+	for _, set := range known {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !planCollect(set, n.cfg.Grace, time.Now()) {
+			continue
+		}
+		if err := n.collectSet(ctx, set.SetID); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// planCollect says whether a set's bytes may go now. Aborted sets were never
+// visible, but a session may still be writing: they have the same grace.
+func planCollect(set catalog.SetRecord, grace time.Duration, now time.Time) bool {
+	return (set.State == catalog.Pruned || set.State == catalog.Aborted) && now.Sub(set.Pruned) >= grace
+}
+
+func (n *Node) collectSet(ctx context.Context, id catalog.SetID) error {
+	// The mirror may be behind: only the record itself allows a deletion.
+	rec, err := n.cat.Set(ctx, id)
+	if err != nil || !planCollect(rec, n.cfg.Grace, time.Now()) {
+		return err
+	}
+	holders, err := n.cat.Leases(ctx, id, time.Now())
+	if err != nil || len(holders) > 0 {
+		return err // the reader is let finish
+	}
+	if err := n.collectLocal(ctx, id); err != nil {
+		return err
+	}
+	if n.leader() != n.cfg.Name {
+		return nil
+	}
+	parts, err := n.cat.Parts(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, p := range parts {
+		for _, s := range p.Shards {
+			if s.Local {
+				return n.awaitNode(ctx, id, p.Node)
+			}
+		}
+	}
+	if n.remote != nil {
+		none := func(uint64) bool { return false }
+		for rank := range rec.World {
+			if err := n.remote.Remove(ctx, id.ShardName(rank), none); err != nil {
+				return err
+			}
+		}
+		for _, name := range []string{id.ManifestName(), id.RecordName()} {
+			if err := n.remote.Remove(ctx, name, none); err != nil {
+				return err
+			}
+		}
+	}
+	if err := n.cat.Forget(ctx, id); err != nil {
+		return err
+	}
+	n.inv.forget(id)
+	n.log.Info("collected", "set", id.String())
+	return nil
+}
+
+// collectLocal removes what this node holds of a set, shards before the record
+// that says they are garbage.
+func (n *Node) collectLocal(ctx context.Context, id catalog.SetID) error {
+	w, _ := n.inv.get(id)
+	for _, s := range w.shards {
+		if err := n.dropLocal(ctx, id, s.rank, s.name); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{id.ManifestName(), id.RecordName()} {
+		if err := n.local.Remove(ctx, name); err != nil {
+			return err
+		}
+	}
+	_, err := n.cat.UpdatePart(ctx, id, n.cfg.Name, func(p *catalog.PartRecord) error {
+		changed := false
+		for i := range p.Shards {
+			changed = changed || p.Shards[i].Local
+			p.Shards[i].Local = false
+		}
+		if !changed {
+			return catalog.ErrSame
+		}
+		return nil
+	})
+	return err
+}
+
+// awaitNode lets the records of a set stay until a node that still has bytes
+// of it has removed them. One that has been gone for long is not waited for:
+// what it brings back is reported as unknown, and never taken for a set.
+func (n *Node) awaitNode(ctx context.Context, id catalog.SetID, name string) error {
+	const patience = 24 * time.Hour
+	nodes, err := n.cat.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, node := range nodes {
+		if node.Name == name && time.Since(node.Seen) < patience {
+			return nil
+		}
+	}
+	_, err = n.cat.UpdatePart(ctx, id, name, func(p *catalog.PartRecord) error {
+		for i := range p.Shards {
+			p.Shards[i].Local = false
+		}
+		return nil
+	})
+	return err
+}
+
+// prune tombstones what a retention no longer keeps.
+func (n *Node) prune(ctx context.Context, run catalog.Run, r catalog.Retention, dryRun bool) (keep, remove []catalog.Verdict, err error) {
+	sets, err := n.cat.Sets(ctx, run)
+	if err != nil {
+		return nil, nil, err
+	}
+	now := time.Now()
+	leased := make(map[catalog.SetID]bool)
+	for _, s := range sets {
+		if s.State != catalog.Committed {
+			continue
+		}
+		holders, err := n.cat.Leases(ctx, s.SetID, now)
+		if err != nil {
+			return nil, nil, err
+		}
+		leased[s.SetID] = len(holders) > 0
+	}
+	keep, remove = catalog.PlanRetention(r, now, sets, func(id catalog.SetID) bool { return leased[id] })
+	if dryRun {
+		return keep, remove, nil
+	}
+	for i, v := range remove {
+		if _, err := n.cat.Tombstone(ctx, v.Set.SetID, "prune: "+v.Why, now); err != nil {
+			return keep, remove[:i], err
+		}
+		n.stats.Pruned.Add(1)
+		n.event(ctx, v.Set.SetID, "pruned", "%s", v.Why)
+	}
+	return keep, remove, nil
+}
+
+// retain applies the retention of every run's policy; the coordinator's duty.
+func (n *Node) retain(ctx context.Context) error {
+	runs, err := n.cat.Runs(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range runs {
+		if r.Policy.Retention == (catalog.Retention{}) {
+			continue
+		}
+		if _, _, err := n.prune(ctx, r.Run, r.Policy.Retention, false); err != nil {
+			errs = append(errs, fmt.Errorf("retention of %s: %w", r.Run, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// fencedPatience is how long a set of an older attempt may still complete: its
+// ranks may have sealed everything just before their job was restarted.
+const fencedPatience = 10 * time.Minute
+
+// abortStale ends sets that will not complete.
+func (n *Node) abortStale(ctx context.Context, now time.Time) error {
+	known, _ := n.cat.Known("")
+	var errs []error
+	for _, s := range known {
+		if s.State != catalog.Writing {
+			continue
+		}
+		run, _ := n.cat.KnownRun(s.Run)
+		why := planAbort(s, run, n.cfg.Incomplete, now)
+		if why == "" {
+			continue
+		}
+		if _, err := n.cat.Abort(ctx, s.SetID, why, now); err != nil && !errors.Is(err, catalog.ErrConflict) {
+			errs = append(errs, err)
+			continue
+		}
+		n.event(ctx, s.SetID, "aborted", "%s", why)
+	}
+	return errors.Join(errs...)
+}
+
+func planAbort(s catalog.SetRecord, run catalog.RunRecord, patience time.Duration, now time.Time) string {
+	if run.Policy.Incomplete != 0 {
+		patience = run.Policy.Incomplete
+	}
+	age := now.Sub(s.Begun)
+	switch {
+	case age > patience:
+		return fmt.Sprintf("incomplete for %v", patience)
+	case s.Attempt < run.Attempt && age > min(patience, fencedPatience):
+		return fmt.Sprintf("incomplete, and attempt %d has attached since", run.Attempt)
+	}
+	return ""
+}

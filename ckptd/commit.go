@@ -1,0 +1,410 @@
+package ckptd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ckptd/ckptd/catalog"
+)
+
+// campaign takes part in choosing the coordinator and leads while chosen.
+func (n *Node) campaign(ctx context.Context) error {
+	end := func() {} // stops leading, if this node leads
+	defer func() {
+		end()
+		short, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if err := n.elector.Resign(short); err != nil {
+			n.log.Debug("coordinator's lease not given back", "err", err)
+		}
+	}()
+	leading := false
+	for {
+		leads, err := n.elector.Tick(ctx, time.Now())
+		n.setTrouble("catalog", err)
+		n.lead.Lock()
+		n.lead.leader = n.elector.Leader()
+		n.lead.Unlock()
+		switch {
+		case !leads && leading:
+			end()
+			leading = false
+		case leads && !leading:
+			end, leading = n.startLeading(ctx), true
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(n.cfg.LeaseTTL / 3):
+		}
+	}
+}
+
+// startLeading coordinates in the background until the returned function is
+// called; calling it again does nothing.
+func (n *Node) startLeading(ctx context.Context) (end func()) {
+	ctx, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.coordinate(ctx)
+	}()
+	return func() {
+		stop()
+		<-done
+	}
+}
+
+func (n *Node) leader() string {
+	n.lead.Lock()
+	defer n.lead.Unlock()
+	return n.lead.leader
+}
+
+// coordinate commits sets, publishes their manifests and applies retention
+// until ctx ends. Everything it does is a compare-and-swap, so a second
+// coordinator at the same time does no harm.
+func (n *Node) coordinate(ctx context.Context) {
+	n.log.Info("coordinating")
+	for ctx.Err() == nil {
+		if err := n.coordinateUntilError(ctx); err != nil && ctx.Err() == nil {
+			n.log.Warn("coordinating again", "err", err)
+			n.stats.DutyErrors.Add(1)
+			select {
+			case <-ctx.Done():
+			case <-time.After(500 * time.Millisecond):
+			}
+		}
+	}
+}
+
+func (n *Node) coordinateUntilError(ctx context.Context) error {
+	c := newCoordinator(n)
+	g, ctx := errgroup.WithContext(ctx)
+	changes := make(chan *catalog.PartRecord, 1024)
+	g.Go(func() error {
+		return n.cat.WatchParts(ctx, func(p *catalog.PartRecord, _ bool) error {
+			if p == nil {
+				return nil
+			}
+			select {
+			case changes <- p:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	})
+	g.Go(func() error {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			var err error
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case p := <-changes:
+				err = c.see(ctx, p)
+			case <-n.kickLead:
+				err = c.retry(ctx)
+			case <-tick.C:
+				err = c.retry(ctx)
+			}
+			n.setTrouble("coordinator", err)
+			if err != nil {
+				n.log.Warn("coordinator", "err", err)
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// coordinator is what one coordinator remembers: statements about sets that
+// are not finished with. It loses nothing by being lost.
+type coordinator struct {
+	n       *Node
+	writing map[catalog.SetID]map[string]catalog.PartRecord
+	index   map[catalog.Digest][]catalog.Shard // of sets still writing
+	publish map[catalog.SetID]bool             // committed, manifest not yet remote
+}
+
+func newCoordinator(n *Node) *coordinator {
+	return &coordinator{n: n,
+		writing: make(map[catalog.SetID]map[string]catalog.PartRecord),
+		index:   make(map[catalog.Digest][]catalog.Shard),
+		publish: make(map[catalog.SetID]bool),
+	}
+}
+
+// see takes one statement and commits its set when it was the last vote.
+func (c *coordinator) see(ctx context.Context, p *catalog.PartRecord) error {
+	rec, ok := c.n.cat.KnownSet(p.Set)
+	if !ok { // the vote overtook the record on its way to the mirror
+		var err error
+		if rec, err = c.n.cat.Set(ctx, p.Set); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+	switch rec.State {
+	case catalog.Committed:
+		c.forget(p.Set)
+		if rec.Place == nil {
+			c.publish[p.Set] = true
+			return c.publishSet(ctx, p.Set)
+		}
+		return nil
+	case catalog.Writing:
+	default:
+		c.forget(p.Set)
+		return nil
+	}
+	of := c.writing[p.Set]
+	if of == nil {
+		of = make(map[string]catalog.PartRecord)
+		c.writing[p.Set] = of
+	}
+	of[p.Node] = *p
+	if err := c.fetchIndex(ctx, p); err != nil {
+		return err
+	}
+	return c.tryCommit(ctx, rec)
+}
+
+func (c *coordinator) forget(id catalog.SetID) {
+	for _, p := range c.writing[id] {
+		for _, s := range p.Shards {
+			delete(c.index, s.Index)
+		}
+	}
+	delete(c.writing, id)
+}
+
+// fetchIndex reads the manifest entries of a vote as it arrives, so that the
+// last vote has only its own to wait for.
+func (c *coordinator) fetchIndex(ctx context.Context, p *catalog.PartRecord) error {
+	for _, s := range p.Shards {
+		if _, ok := c.index[s.Index]; ok || s.Index.IsZero() {
+			continue
+		}
+		b, err := c.n.cat.GetBulk(ctx, s.Index)
+		if err != nil {
+			return fmt.Errorf("index of %v rank %d: %w", p.Set, s.Rank, err)
+		}
+		if c.index[s.Index], err = readIndex(b); err != nil {
+			return fmt.Errorf("index of %v rank %d: %w", p.Set, s.Rank, err)
+		}
+	}
+	return nil
+}
+
+func (c *coordinator) parts(id catalog.SetID) []catalog.PartRecord {
+	var parts []catalog.PartRecord
+	for _, p := range c.writing[id] {
+		parts = append(parts, p)
+	}
+	return parts
+}
+
+// retry looks again at everything unfinished: what failed before, and what
+// only time decides.
+func (c *coordinator) retry(ctx context.Context) error {
+	var errs []error
+	for id := range c.writing {
+		rec, ok := c.n.cat.KnownSet(id)
+		if !ok {
+			continue
+		}
+		if rec.State != catalog.Writing {
+			c.forget(id)
+			continue
+		}
+		errs = append(errs, c.tryCommit(ctx, rec))
+	}
+	for id := range c.publish {
+		errs = append(errs, c.publishSet(ctx, id))
+	}
+	errs = append(errs, c.n.retain(ctx), c.n.abortStale(ctx, time.Now()))
+	return errors.Join(errs...)
+}
+
+// tryCommit makes the set visible if every rank has voted.
+func (c *coordinator) tryCommit(ctx context.Context, rec catalog.SetRecord) error {
+	parts := c.parts(rec.SetID)
+	if len(catalog.MissingRanks(rec.World, parts)) > 0 {
+		return nil
+	}
+	for i := range parts { // a retry after a failed fetch
+		if err := c.fetchIndex(ctx, &parts[i]); err != nil {
+			return err
+		}
+	}
+	m, err := planManifest(rec, parts, c.index)
+	if err != nil {
+		return err
+	}
+	b, root, err := m.Marshal()
+	if err != nil {
+		return err
+	}
+	if err := c.n.local.Put(ctx, rec.ManifestName(), b); err != nil {
+		return fmt.Errorf("manifest of %v: %w", rec.SetID, err)
+	}
+	nodes := append([]string{c.n.cfg.Name}, c.n.copyManifest(ctx, rec.SetID, b, parts)...)
+	var size int64
+	for i := range m.Shards {
+		size += m.Shards[i].Size
+	}
+	done, err := c.n.cat.Commit(ctx, rec.SetID, root, size, nodes, parts, time.Now())
+	if errors.Is(err, catalog.ErrConflict) {
+		c.forget(rec.SetID) // aborted meanwhile, or committed by another
+		return nil
+	} else if err != nil {
+		return err
+	}
+	c.n.stats.Commits.Add(1)
+	c.n.event(ctx, rec.SetID, "committed", "%d shards, manifest on %v", m.World, nodes)
+	for d := range c.index {
+		if slices.ContainsFunc(parts, func(p catalog.PartRecord) bool { return hasIndex(p, d) }) {
+			if err := c.n.cat.DropBulk(ctx, d); err != nil {
+				c.n.log.Debug("index not dropped", "set", rec.SetID.String(), "err", err)
+			}
+		}
+	}
+	c.forget(rec.SetID)
+	c.n.log.Info("committed", "set", rec.SetID.String(), "ranks", m.World, "bytes", size, "after", done.Committed.Sub(rec.Begun).Round(time.Millisecond))
+	return nil
+}
+
+func hasIndex(p catalog.PartRecord, d catalog.Digest) bool {
+	return slices.ContainsFunc(p.Shards, func(s catalog.PartShard) bool { return s.Index == d })
+}
+
+// planManifest is the same for every coordinator that sees the same votes, to
+// the byte: two that race write one manifest.
+func planManifest(rec catalog.SetRecord, parts []catalog.PartRecord, index map[catalog.Digest][]catalog.Shard) (*catalog.Manifest, error) {
+	m := &catalog.Manifest{Version: 1, Set: rec.SetID, World: rec.World, Metrics: rec.Metrics}
+	for rank, v := range catalog.Votes(rec.World, parts) {
+		entries := index[v.Shard.Index]
+		i := slices.IndexFunc(entries, func(e catalog.Shard) bool { return e.Rank == rank && e.Root == v.Shard.Root })
+		if i < 0 {
+			return nil, fmt.Errorf("manifest of %v: %w: the index of rank %d does not fit its vote", rec.SetID, catalog.ErrCorrupt, rank)
+		}
+		m.Shards = append(m.Shards, entries[i])
+		if v.Shard.Durable.After(m.Created) {
+			m.Created = v.Shard.Durable.UTC()
+		}
+	}
+	return m, nil
+}
+
+// copyManifest puts a manifest on a second node before the set is committed.
+// Where no other node can be reached the commit goes on with one copy: the
+// shards have no more than one either.
+func (n *Node) copyManifest(ctx context.Context, id catalog.SetID, b []byte, parts []catalog.PartRecord) []string {
+	nodes, err := n.cat.Nodes(ctx)
+	if err != nil {
+		return nil
+	}
+	voted := func(name string) bool {
+		return slices.ContainsFunc(parts, func(p catalog.PartRecord) bool { return p.Node == name })
+	}
+	slices.SortStableFunc(nodes, func(a, b catalog.NodeRecord) int { // nodes with shards first
+		return boolCompare(voted(b.Name), voted(a.Name))
+	})
+	for _, node := range nodes {
+		if node.Name == n.cfg.Name || node.Addr == "" || !n.alive(node) {
+			continue
+		}
+		short, cancel := context.WithTimeout(ctx, 2*time.Second)
+		err := n.peers.putManifest(short, node.Addr, id, b)
+		cancel()
+		if err == nil {
+			return []string{node.Name}
+		}
+		n.log.Warn("manifest not copied", "set", id.String(), "node", node.Name, "err", err)
+	}
+	return nil
+}
+
+func boolCompare(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case a:
+		return 1
+	}
+	return -1
+}
+
+// publishSet puts the manifest on the remote tier once every shard is there;
+// that is what makes the set's level remote.
+func (c *coordinator) publishSet(ctx context.Context, id catalog.SetID) error {
+	rec, ok := c.n.cat.KnownSet(id)
+	if !ok || rec.State != catalog.Committed || rec.Place != nil || c.n.remote == nil {
+		delete(c.publish, id)
+		return nil
+	}
+	parts, err := c.n.cat.Parts(ctx, id)
+	if err != nil {
+		return err
+	}
+	for rank, v := range catalog.Votes(rec.World, parts) {
+		if v.Shard == nil || catalog.ShardLevel(rank, v.Shard.Root, parts) < catalog.Remote {
+			return nil
+		}
+	}
+	_, b, err := c.n.manifest(ctx, rec)
+	if err != nil {
+		return err
+	}
+	place, err := c.n.putSmall(ctx, id.Run, id.ManifestName(), b)
+	if err != nil {
+		return fmt.Errorf("publish the manifest of %v: %w", id, err)
+	}
+	if _, err = c.n.cat.Update(ctx, id, func(s *catalog.SetRecord) error {
+		if s.State != catalog.Committed || s.Place != nil {
+			return catalog.ErrSame
+		}
+		s.Place = &place
+		return nil
+	}); err != nil {
+		return err
+	}
+	delete(c.publish, id)
+	return c.n.raiseLevel(ctx, id)
+}
+
+// raiseLevel brings the level in the set's record in line with what the nodes
+// state. It can also fall: a quarantined copy no longer counts.
+func (n *Node) raiseLevel(ctx context.Context, id catalog.SetID) error {
+	parts, err := n.cat.Parts(ctx, id)
+	if err != nil {
+		return err
+	}
+	var was, is catalog.Level
+	_, err = n.cat.Update(ctx, id, func(s *catalog.SetRecord) error {
+		was, is = s.Level, catalog.LevelOf(s, parts)
+		if s.State != catalog.Committed || was == is {
+			is = was
+			return catalog.ErrSame
+		}
+		s.Level = is
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if is != was {
+		n.event(ctx, id, is.String(), "was %v", was)
+		n.kickLead.now()
+	}
+	return nil
+}

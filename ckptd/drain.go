@@ -1,0 +1,203 @@
+package ckptd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/localtier"
+)
+
+// drainJob is one shard to copy to the remote tier, or to read back.
+type drainJob struct {
+	set    catalog.SetRecord
+	shard  catalog.PartShard
+	verify bool
+}
+
+// planDrain lists what this node still owes the remote tier: the most recent
+// committed set first, its copies before their verification.
+func planDrain(known []catalog.SetRecord, statements map[catalog.SetID]*catalog.PartRecord, policy func(catalog.Run) catalog.Policy) []drainJob {
+	var jobs []drainJob
+	for _, set := range known {
+		part := statements[set.SetID]
+		if set.State != catalog.Committed || part == nil {
+			continue
+		}
+		p := policy(set.Run)
+		for _, s := range part.Shards {
+			switch {
+			case s.Remote == nil && s.Local && s.Bad == "" && !p.NoDrain:
+				jobs = append(jobs, drainJob{set: set, shard: s})
+			case s.Remote != nil && s.Verified.IsZero() && !p.NoVerify:
+				jobs = append(jobs, drainJob{set: set, shard: s, verify: true})
+			}
+		}
+	}
+	slices.SortStableFunc(jobs, func(a, b drainJob) int {
+		return cmp.Or(b.set.Committed.Compare(a.set.Committed), b.set.SetID.Compare(a.set.SetID), boolCompare(a.verify, b.verify), cmp.Compare(a.shard.Rank, b.shard.Rank))
+	})
+	return jobs
+}
+
+// drainOnce works through the plan, planning anew after each shard so that a
+// set committed meanwhile comes first. A shard that failed is not tried again
+// in this round.
+func (n *Node) drainOnce(ctx context.Context) error {
+	if n.remote == nil {
+		return nil
+	}
+	type key struct {
+		id   catalog.SetID
+		rank int
+	}
+	failed := make(map[key]bool)
+	var errs []error
+	for {
+		var job *drainJob
+		for _, j := range n.drainPlan() {
+			if !failed[key{j.set.SetID, j.shard.Rank}] {
+				job = &j
+				break
+			}
+		}
+		if job == nil || ctx.Err() != nil {
+			return errors.Join(errs...)
+		}
+		var err error
+		if job.verify {
+			err = n.verifyShard(ctx, job.set, job.shard)
+		} else {
+			err = n.drainShard(ctx, job.set, job.shard)
+		}
+		if err != nil {
+			failed[key{job.set.SetID, job.shard.Rank}] = true
+			errs = append(errs, err)
+			if ctx.Err() == nil {
+				n.event(ctx, job.set.SetID, "drain failed", "rank %d: %v", job.shard.Rank, err)
+			}
+		}
+	}
+}
+
+func (n *Node) drainPlan() []drainJob {
+	known, _ := n.cat.Known("")
+	statements := make(map[catalog.SetID]*catalog.PartRecord)
+	for _, w := range n.inv.all() {
+		if w.part != nil {
+			statements[w.id] = w.part
+		}
+	}
+	return planDrain(known, statements, func(run catalog.Run) catalog.Policy {
+		r, _ := n.cat.KnownRun(run)
+		return r.Policy
+	})
+}
+
+// drainShard copies one shard: its columns first, then the statement of where
+// they are, then what an attempt cut short has left behind.
+func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.PartShard) error {
+	name := set.ShardName(s.Rank)
+	layout, err := n.layout(set.Run)
+	if err != nil {
+		return err
+	}
+	b, err := n.local.Open(name)
+	if err != nil {
+		return n.localBad(ctx, set.SetID, s.Rank, fmt.Errorf("drain: %w", err))
+	}
+	defer b.Close()
+	begin := time.Now()
+	place, err := n.remote.Put(ctx, name, rawBlob{b, b.Raw()}, layout)
+	if errors.Is(err, catalog.ErrCorrupt) {
+		return n.localBad(ctx, set.SetID, s.Rank, err)
+	} else if err != nil {
+		return fmt.Errorf("drain %s: %w", name, err)
+	}
+	if err := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) {
+		t.Remote, t.Drained, t.Verified = &place, time.Now(), time.Time{}
+	}); err != nil {
+		return err
+	}
+	n.stats.DrainedBytes.Add(s.Size)
+	n.event(ctx, set.SetID, "drained", "rank %d to %v as %s in %v", s.Rank, place.Targets, place.Layout, time.Since(begin).Round(time.Millisecond))
+	if err := n.remote.Remove(ctx, name, func(gen uint64) bool { return gen == place.Generation }); err != nil {
+		n.log.Warn("older columns not removed", "blob", name, "err", err)
+	}
+	return n.raiseLevel(ctx, set.SetID)
+}
+
+// rawBlob reads without checking: Put checks every block against the seal
+// itself, with sums it needs anyway.
+type rawBlob struct {
+	*localtier.Blob
+	io.ReaderAt
+}
+
+func (r rawBlob) ReadAt(p []byte, off int64) (int, error) { return r.ReaderAt.ReadAt(p, off) }
+
+// verifyShard reads the remote copy back; a bad one is forgotten, so that it
+// is drained again, as long as the bytes are here.
+func (n *Node) verifyShard(ctx context.Context, set catalog.SetRecord, s catalog.PartShard) error {
+	err := n.remote.Verify(ctx, *s.Remote)
+	if errors.Is(err, catalog.ErrCorrupt) && s.Local {
+		n.event(ctx, set.SetID, "verify failed", "rank %d will be drained again: %v", s.Rank, err)
+		if serr := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) { t.Remote, t.Drained = nil, time.Time{} }); serr != nil {
+			return serr
+		}
+		return errors.Join(err, n.raiseLevel(ctx, set.SetID))
+	} else if err != nil {
+		return fmt.Errorf("verify %s: %w", set.ShardName(s.Rank), err)
+	}
+	if err := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) { t.Verified = time.Now() }); err != nil {
+		return err
+	}
+	n.stats.VerifiedBytes.Add(s.Size)
+	n.event(ctx, set.SetID, "verified", "rank %d", s.Rank)
+	return n.raiseLevel(ctx, set.SetID)
+}
+
+// state changes what this node says about one of its shards.
+func (n *Node) state(ctx context.Context, id catalog.SetID, rank int, root catalog.Digest, change func(*catalog.PartShard)) error {
+	p, err := n.cat.UpdatePart(ctx, id, n.cfg.Name, func(p *catalog.PartRecord) error {
+		for i := range p.Shards {
+			if p.Shards[i].Rank == rank && p.Shards[i].Root == root {
+				change(&p.Shards[i])
+				return nil
+			}
+		}
+		return fmt.Errorf("rank %d: %w: no such shard is stated", rank, catalog.ErrConflict)
+	})
+	if err == nil {
+		n.inv.setPart(id, p)
+	}
+	return err
+}
+
+// localBad takes a local copy that failed its check out of service: the bytes
+// are kept aside, the statement says so, and the level follows.
+func (n *Node) localBad(ctx context.Context, id catalog.SetID, rank int, cause error) error {
+	name := id.ShardName(rank)
+	w, _ := n.inv.get(id)
+	if err := n.local.Quarantine(ctx, name, cause); err != nil {
+		return errors.Join(cause, fmt.Errorf("quarantine %s: %w", name, err))
+	}
+	n.inv.drop(id, rank)
+	n.stats.Quarantined.Add(1)
+	n.event(ctx, id, "quarantined", "rank %d on %s: %v", rank, n.cfg.Name, cause)
+	if w.part != nil {
+		for _, s := range w.part.Shards {
+			if s.Rank == rank {
+				if err := n.state(ctx, id, rank, s.Root, func(t *catalog.PartShard) { t.Local, t.Bad = false, cause.Error() }); err != nil {
+					return errors.Join(cause, err)
+				}
+			}
+		}
+	}
+	return errors.Join(cause, n.raiseLevel(ctx, id))
+}

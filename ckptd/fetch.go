@@ -1,0 +1,332 @@
+package ckptd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/restore"
+	"github.com/ckptd/ckptd/sdk/wire"
+)
+
+// load answers one shard to a client: its own file where this node has it, or
+// its bytes from a peer or the remote tier in memory the client gave.
+func (s *session) load(ctx context.Context, m *wire.Message, fds []*os.File) error {
+	ref, err := catalog.ParseRef(m.Set)
+	if err != nil {
+		return err
+	}
+	rec, err := s.n.cat.Resolve(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if m.Rank < 0 || m.Rank >= rec.World {
+		return fmt.Errorf("load %v: %w: no rank %d, the set has %d", rec.SetID, fs.ErrNotExist, m.Rank, rec.World)
+	}
+	switch m.From {
+	case "", "local", "peer", "remote":
+	default:
+		return fmt.Errorf("load %v: %w: from %q; want local, peer or remote", rec.SetID, catalog.ErrInvalid, m.From)
+	}
+	where, err := s.n.locate(ctx, rec, m.Rank)
+	if err != nil {
+		return err
+	}
+	ranges, err := checkRanges(m.Ranges, where.ref)
+	if err != nil {
+		return err
+	}
+	var localErr error
+	if m.From == "" || m.From == "local" {
+		var done bool
+		if done, localErr = s.loadLocal(ctx, m, where, ranges); done {
+			return localErr
+		}
+		if m.From == "local" {
+			return cmp.Or(localErr, fmt.Errorf("load %v: %w: not on this node", where.ref, fs.ErrNotExist))
+		}
+	}
+	if len(fds) != 1 {
+		return wire.WithHint(fmt.Errorf("load %v: %w: it is not on this node", where.ref, fs.ErrNotExist), "send a memfd with the request, and the daemon fills it from where the bytes are")
+	}
+	if st, err := fds[0].Stat(); err != nil || st.Size() < where.ref.Size {
+		return fmt.Errorf("load %v: %w: the memfd must be a file of at least %d bytes", where.ref, catalog.ErrInvalid, where.ref.Size)
+	}
+	res, err := s.n.fetch(ctx, where, ranges, fds[0], m.From)
+	if err != nil {
+		return s.n.offerOlder(ctx, rec, errors.Join(localErr, err))
+	}
+	s.n.stats.Loads.Add(1)
+	s.n.stats.LoadedBytes.Add(res.Bytes)
+	from, _, _ := cutSpace(res.From)
+	return s.send(&wire.Message{T: "loaded", From: from, Node: res.From, Size: where.ref.Size, Filled: res.Bytes, Degraded: res.Degraded}, nil)
+}
+
+func cutSpace(s string) (before, after string, found bool) {
+	for i := range len(s) {
+		if s[i] == ' ' {
+			return s[:i], s[i+1:], true
+		}
+	}
+	return s, "", false
+}
+
+// checkRanges orders and checks the ranges of a request; none are the whole.
+func checkRanges(asked [][2]int64, ref restore.ShardRef) ([][2]int64, error) {
+	if asked == nil {
+		return ref.Whole(), nil
+	}
+	if len(asked) > wire.MaxRanges {
+		return nil, fmt.Errorf("load %v: %w: %d ranges, at most %d", ref, catalog.ErrInvalid, len(asked), wire.MaxRanges)
+	}
+	for _, r := range asked {
+		if r[0] < 0 || r[1] < 0 || r[0] > ref.Size-r[1] {
+			return nil, fmt.Errorf("load %v: %w: the range %d+%d is outside its %d bytes", ref, catalog.ErrInvalid, r[0], r[1], ref.Size)
+		}
+	}
+	ranges := slices.Clone(asked)
+	slices.SortFunc(ranges, func(a, b [2]int64) int { return cmp.Compare(a[0], b[0]) })
+	return ranges, nil
+}
+
+// loadLocal passes the shard's own file. done is false when the next source
+// has to be tried; err then says what was wrong here.
+func (s *session) loadLocal(ctx context.Context, m *wire.Message, where location, ranges [][2]int64) (done bool, err error) {
+	n, id := s.n, where.ref.Set
+	name := id.ShardName(where.ref.Rank)
+	b, err := n.local.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, n.localBad(ctx, id, where.ref.Rank, err)
+	}
+	defer b.Close()
+	if b.Seal().Root() != where.ref.Root {
+		return false, fmt.Errorf("%s: %w: it is not the copy that was voted for", name, catalog.ErrCorrupt)
+	}
+	if !m.NoCheck {
+		for _, r := range ranges {
+			if err := n.local.VerifyRange(ctx, name, r[0], r[1]); err != nil {
+				if errors.Is(err, catalog.ErrCorrupt) {
+					err = n.localBad(ctx, id, where.ref.Rank, err)
+				}
+				return false, err
+			}
+		}
+	}
+	f, err := b.OpenFile(false)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	var seal []byte
+	if m.Seal {
+		seal = b.Seal().Marshal()
+	}
+	n.stats.Loads.Add(1)
+	n.stats.LoadedBytes.Add(where.ref.Size)
+	return true, s.send(&wire.Message{T: "loaded", From: "local", Size: where.ref.Size}, seal, f)
+}
+
+// location is where the copies of one shard are.
+type location struct {
+	ref   restore.ShardRef
+	local bool                 // on this node
+	peers []catalog.NodeRecord // that say they have it and can be reached
+	place *catalog.Place       // on the remote tier
+}
+
+// locate asks the catalog where a shard is; with the catalog away it answers
+// from what this node knows of its own.
+func (n *Node) locate(ctx context.Context, rec catalog.SetRecord, rank int) (location, error) {
+	parts, err := n.cat.Parts(ctx, rec.SetID)
+	if errors.Is(err, catalog.ErrUnavailable) {
+		if w, ok := n.inv.get(rec.SetID); ok && w.part != nil {
+			parts, err = []catalog.PartRecord{*w.part}, nil
+		}
+	}
+	if err != nil {
+		return location{}, err
+	}
+	votes := catalog.Votes(rec.World, parts)
+	v := votes[rank]
+	if v.Shard == nil {
+		return location{}, fmt.Errorf("%v rank %d: %w: no node says where it is; `ckpt catalog fsck` may tell more", rec.SetID, rank, catalog.ErrUnavailable)
+	}
+	loc := location{ref: restore.ShardRef{Set: rec.SetID, Rank: rank, Size: v.Shard.Size, Root: v.Shard.Root}}
+	nodes := map[string]catalog.NodeRecord{}
+	if known, err := n.cat.Nodes(ctx); err == nil {
+		for _, node := range known {
+			nodes[node.Name] = node
+		}
+	}
+	for _, p := range parts {
+		for _, s := range p.Shards {
+			if s.Rank != rank || s.Root != v.Shard.Root {
+				continue
+			}
+			if s.Remote != nil && (loc.place == nil || !s.Verified.IsZero()) {
+				loc.place = s.Remote
+			}
+			if !s.Local || s.Bad != "" {
+				continue
+			}
+			if p.Node == n.cfg.Name {
+				loc.local = true
+			} else if node := nodes[p.Node]; node.Addr != "" {
+				loc.peers = append(loc.peers, node)
+			}
+		}
+	}
+	return loc, nil
+}
+
+// fetch reads ranges of a shard into w from the cheapest source that has them.
+func (n *Node) fetch(ctx context.Context, where location, ranges [][2]int64, w io.WriterAt, from string) (restore.Result, error) {
+	var sources []restore.Source
+	if where.local && (from == "" || from == "local") {
+		sources = append(sources, localSource{n})
+	}
+	if from == "" || from == "peer" {
+		for _, p := range where.peers {
+			sources = append(sources, peerSource{n, p})
+		}
+	}
+	if where.place != nil && n.remote != nil && (from == "" || from == "remote") {
+		sources = append(sources, remoteSource{n, *where.place})
+	}
+	if len(sources) == 0 {
+		return restore.Result{}, fmt.Errorf("%v: %w: no copy is in reach", where.ref, catalog.ErrUnavailable)
+	}
+	res, err := restore.Fetch(ctx, where.ref, ranges, w, sources, restore.Trace{
+		Bad: func(source string, err error) {
+			n.log.Warn("bad copy", "shard", where.ref.String(), "source", source, "err", err)
+			if source == "local" && errors.Is(err, catalog.ErrCorrupt) {
+				if berr := n.localBad(ctx, where.ref.Set, where.ref.Rank, err); berr != nil {
+					n.log.Debug("quarantine", "err", berr)
+				}
+			}
+		},
+	})
+	if len(res.Degraded) > 0 {
+		n.event(ctx, where.ref.Set, "degraded read", "rank %d without %v", where.ref.Rank, res.Degraded)
+	}
+	return res, err
+}
+
+// offerOlder adds, to the error of a set that has no good copy left, which
+// older one can be loaded instead.
+func (n *Node) offerOlder(ctx context.Context, rec catalog.SetRecord, err error) error {
+	if !errors.Is(err, catalog.ErrCorrupt) && !errors.Is(err, catalog.ErrUnavailable) {
+		return err
+	}
+	older, ok := n.older(ctx, rec)
+	if !ok {
+		return wire.WithHint(err, "`ckpt why %v` tells what happened; no older set of the run has a good copy in reach", rec.SetID)
+	}
+	return wire.WithHint(err, "the next older set with a copy of every shard in reach is %v; `ckpt why %v` tells what happened", older.SetID, rec.SetID)
+}
+
+func (n *Node) older(ctx context.Context, rec catalog.SetRecord) (catalog.SetRecord, bool) {
+	sets, _ := n.cat.Known(rec.Run)
+	return restore.Older(sets, rec.SetID, func(s catalog.SetRecord) bool {
+		for rank := range s.World {
+			loc, err := n.locate(ctx, s, rank)
+			if err != nil || !loc.local && len(loc.peers) == 0 && loc.place == nil {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// localSource reads from this node's disks.
+type localSource struct{ n *Node }
+
+func (localSource) Name() string { return "local" }
+
+func (l localSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
+	b, err := l.n.local.Open(shard.Set.ShardName(shard.Rank))
+	if err != nil {
+		return restore.Report{}, err
+	}
+	defer b.Close()
+	if b.Seal().Root() != shard.Root {
+		return restore.Report{}, fmt.Errorf("%v: %w: the local copy is another", shard, catalog.ErrCorrupt)
+	}
+	return copyBlocks(ctx, b.Seal(), b, ranges, w)
+}
+
+// remoteSource reads from the targets.
+type remoteSource struct {
+	n     *Node
+	place catalog.Place
+}
+
+func (remoteSource) Name() string { return "remote" }
+
+// remoteChunk is how much of a range is read at a time, in bytes.
+const remoteChunk = 8 << 20
+
+func (r remoteSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
+	var rep restore.Report
+	in, err := r.n.remote.Open(ctx, r.place)
+	if err != nil {
+		return rep, err
+	}
+	defer in.Close()
+	buf := make([]byte, remoteChunk)
+	for _, rg := range ranges {
+		for off := rg[0]; off < rg[0]+rg[1]; {
+			p := buf[:min(remoteChunk-off%remoteChunk, rg[0]+rg[1]-off)]
+			if _, err := in.ReadAtContext(ctx, p, off); err != nil {
+				return rep, err
+			}
+			if _, err := w.WriteAt(p, off); err != nil {
+				return rep, err
+			}
+			off += int64(len(p))
+			rep.Bytes += int64(len(p))
+		}
+	}
+	report := in.Report()
+	rep.Degraded = append(slices.Clone(report.Missing), report.Corrupt...)
+	r.n.stats.RemoteBytes.Add(report.BytesRead)
+	return rep, nil
+}
+
+// copyBlocks reads whole blocks, checks each against the seal, and gives on
+// what of them the ranges ask for.
+func copyBlocks(ctx context.Context, seal *catalog.Seal, r io.ReaderAt, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
+	var rep restore.Report
+	buf := make([]byte, catalog.BlockSize)
+	for _, rg := range ranges {
+		for off := rg[0]; off < rg[0]+rg[1]; {
+			if err := ctx.Err(); err != nil {
+				return rep, err
+			}
+			i := off / catalog.BlockSize
+			start := i * catalog.BlockSize
+			p := buf[:min(catalog.BlockSize, seal.Size-start)]
+			if _, err := r.ReadAt(p, start); err != nil && !errors.Is(err, io.EOF) {
+				return rep, err
+			}
+			if err := seal.CheckBlock(int(i), p); err != nil {
+				return rep, err
+			}
+			want := p[off-start : min(int64(len(p)), rg[0]+rg[1]-start)]
+			if _, err := w.WriteAt(want, off); err != nil {
+				return rep, err
+			}
+			off += int64(len(want))
+			rep.Bytes += int64(len(want))
+		}
+	}
+	return rep, nil
+}

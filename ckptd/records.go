@@ -1,0 +1,221 @@
+package ckptd
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/stripe"
+)
+
+// Beside the shards, each tier keeps a copy of the set's record (set.json) and
+// of the run's (run.json), so that tags, pins, levels and policies come back
+// when the catalog is lost. The copies follow the catalog; Version says which
+// of two is newer.
+
+// runRecordName is the blob of a run's record.
+func runRecordName(run catalog.Run) string { return string(run) + "/run.json" }
+
+// follow watches the sets and keeps the copies of the records up to date.
+func (n *Node) follow(ctx context.Context) error {
+	for ctx.Err() == nil {
+		for rec := range n.cat.Watch(ctx, "", true) {
+			switch rec.State {
+			case catalog.Committed:
+				n.kickDrain.now()
+			case catalog.Pruned, catalog.Aborted:
+				n.kickCollect.now()
+			}
+			err := n.copyRecord(ctx, rec)
+			n.setTrouble("records", err)
+			if err != nil && ctx.Err() == nil {
+				n.log.Warn("record not copied", "set", rec.SetID.String(), "err", err)
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// copyRecord writes set.json beside the shards this node holds, and, as
+// coordinator, onto the remote tier.
+func (n *Node) copyRecord(ctx context.Context, rec catalog.SetRecord) error {
+	if rec.State == catalog.Writing || rec.State == catalog.Aborted {
+		return nil
+	}
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("record of %v: %w", rec.SetID, err)
+	}
+	var errs []error
+	if n.holds(rec) && n.copiedVersion(rec.SetID) < rec.Version {
+		if err := n.local.Put(ctx, rec.RecordName(), b); err != nil {
+			errs = append(errs, err)
+		} else {
+			n.setCopied(rec.SetID, rec.Version)
+			errs = append(errs, n.copyRun(ctx, rec.Run, false))
+		}
+	}
+	if n.remote != nil && n.leader() == n.cfg.Name && rec.Place != nil {
+		errs = append(errs, n.publishRecord(ctx, rec, b))
+	}
+	return errors.Join(errs...)
+}
+
+// publishRecord puts set.json on the remote tier unless that version is there.
+func (n *Node) publishRecord(ctx context.Context, rec catalog.SetRecord, b []byte) error {
+	old, _, err := n.remote.GetSmall(ctx, rec.RecordName())
+	var was catalog.SetRecord
+	if err == nil && json.Unmarshal(old, &was) == nil && was.Version >= rec.Version {
+		return nil
+	}
+	if _, err := n.putSmall(ctx, rec.Run, rec.RecordName(), b); err != nil {
+		return fmt.Errorf("publish the record of %v: %w", rec.SetID, err)
+	}
+	return n.copyRun(ctx, rec.Run, true)
+}
+
+// copyRun writes run.json on the local tier or the remote one.
+func (n *Node) copyRun(ctx context.Context, run catalog.Run, remote bool) error {
+	r, ok := n.cat.KnownRun(run)
+	if !ok {
+		return nil
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("record of run %s: %w", run, err)
+	}
+	name := runRecordName(run)
+	if !remote {
+		if old, err := n.local.Get(ctx, name); err == nil && bytes.Equal(old, b) {
+			return nil
+		}
+		return n.local.Put(ctx, name, b)
+	}
+	if old, _, err := n.remote.GetSmall(ctx, name); err == nil && bytes.Equal(old, b) {
+		return nil
+	}
+	_, err = n.putSmall(ctx, run, name, b)
+	return err
+}
+
+// putSmall keeps a small blob on as many targets as the run's layout may lose,
+// and one more.
+func (n *Node) putSmall(ctx context.Context, run catalog.Run, name string, b []byte) (catalog.Place, error) {
+	layout, err := n.layout(run)
+	if err != nil {
+		return catalog.Place{}, err
+	}
+	return n.remote.PutSmall(ctx, name, b, layout.M+1)
+}
+
+// layout is how a run's shards are striped.
+func (n *Node) layout(run catalog.Run) (stripe.Layout, error) {
+	spec, unit := n.cfg.Layout, n.cfg.Unit
+	if r, ok := n.cat.KnownRun(run); ok {
+		if r.Policy.Layout != "" {
+			spec = r.Policy.Layout
+		}
+		if r.Policy.Unit != 0 {
+			unit = r.Policy.Unit
+		}
+	}
+	if spec == "" {
+		spec = defaultLayout(n.targets)
+	}
+	l, err := stripe.Parse(spec)
+	if err != nil {
+		return l, fmt.Errorf("layout of run %s: %w", run, err)
+	}
+	l.Unit = unit
+	return l, nil
+}
+
+// defaultLayout by the number of targets: as wide as they allow while any one
+// (two from six on) may be lost.
+func defaultLayout(targets int) string {
+	switch {
+	case targets >= 10:
+		return "8+2"
+	case targets >= 6:
+		return "4+2"
+	case targets >= 3:
+		return "2+1"
+	case targets == 2:
+		return "1+1"
+	}
+	return "1+0"
+}
+
+// holds says whether this node keeps anything of the set.
+func (n *Node) holds(rec catalog.SetRecord) bool {
+	if w, ok := n.inv.get(rec.SetID); ok && (len(w.shards) > 0 || w.part != nil) {
+		return true
+	}
+	_, err := n.local.Stat(rec.ManifestName())
+	return err == nil
+}
+
+func (n *Node) copiedVersion(id catalog.SetID) int64 {
+	n.inv.mu.Lock()
+	h := n.inv.of(id)
+	v := h.copied
+	n.inv.mu.Unlock()
+	if v != 0 {
+		return v
+	}
+	var old catalog.SetRecord
+	if b, err := n.local.Get(context.Background(), id.RecordName()); err == nil && json.Unmarshal(b, &old) == nil {
+		v = old.Version
+	}
+	return v
+}
+
+func (n *Node) setCopied(id catalog.SetID, version int64) {
+	n.inv.mu.Lock()
+	defer n.inv.mu.Unlock()
+	n.inv.of(id).copied = version
+}
+
+// manifest finds a committed set's manifest: here, on a node that has it, or
+// on the remote tier. What was found elsewhere is not kept.
+func (n *Node) manifest(ctx context.Context, rec catalog.SetRecord) (*catalog.Manifest, []byte, error) {
+	var errs []error
+	try := func(b []byte, err error) (*catalog.Manifest, []byte) {
+		if err == nil {
+			var m *catalog.Manifest
+			if m, err = catalog.ParseManifest(b, rec.Manifest); err == nil {
+				return m, b
+			}
+		}
+		errs = append(errs, err)
+		return nil, nil
+	}
+	if m, b := try(n.local.Get(ctx, rec.ManifestName())); m != nil {
+		return m, b, nil
+	}
+	if nodes, err := n.cat.Nodes(ctx); err == nil {
+		for _, node := range nodes {
+			if node.Name == n.cfg.Name || node.Addr == "" || !slices.Contains(rec.Nodes, node.Name) {
+				continue
+			}
+			short, cancel := context.WithTimeout(ctx, 5*time.Second)
+			m, b := try(n.peers.getManifest(short, node.Addr, rec.SetID))
+			cancel()
+			if m != nil {
+				return m, b, nil
+			}
+		}
+	}
+	if n.remote != nil && rec.Place != nil {
+		b, _, err := n.remote.GetSmall(ctx, rec.ManifestName())
+		if m, b := try(b, err); m != nil {
+			return m, b, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("manifest of %v: %w", rec.SetID, errors.Join(errs...))
+}

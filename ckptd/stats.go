@@ -1,0 +1,22 @@
+package ckptd
+
+import "sync/atomic"
+
+// Stats counts what a node has done since it started. `/metrics` shows each
+// field under the name in its comment.
+type Stats struct {
+	Saves         atomic.Int64 // ckptd_saves_total: shards sealed
+	SavedBytes    atomic.Int64 // ckptd_saved_bytes_total
+	Votes         atomic.Int64 // ckptd_votes_total: shards stated durable
+	Commits       atomic.Int64 // ckptd_commits_total: sets committed by this node
+	DrainedBytes  atomic.Int64 // ckptd_drained_bytes_total
+	VerifiedBytes atomic.Int64 // ckptd_verified_bytes_total
+	Evicted       atomic.Int64 // ckptd_evicted_shards_total
+	Quarantined   atomic.Int64 // ckptd_quarantined_shards_total
+	Pruned        atomic.Int64 // ckptd_pruned_sets_total
+	Loads         atomic.Int64 // ckptd_loads_total: shards handed out
+	LoadedBytes   atomic.Int64 // ckptd_loaded_bytes_total
+	RemoteBytes   atomic.Int64 // ckptd_remote_read_bytes_total
+	DutyErrors    atomic.Int64 // ckptd_duty_errors_total
+	Sessions      atomic.Int64 // ckptd_sessions: open now
+}

@@ -1,0 +1,256 @@
+package ckptd
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/cloudwego/hertz/pkg/app"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/stripe"
+	"github.com/ckptd/ckptd/sdk/wire"
+)
+
+func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
+	s := wire.Status{Node: n.cfg.Name, Version: n.cfg.Version, Started: n.started, Socket: n.cfg.Socket, Data: n.cfg.Data}
+	err := n.cat.Sync(ctx)
+	sets, _ := n.cat.Known("")
+	s.Catalog.URL, s.Catalog.Connected, s.Catalog.Coordinator, s.Catalog.Sets = n.cfg.NATS, err == nil, n.leader(), len(sets)
+	a := n.arena.Stats()
+	s.Arena.Size, s.Arena.Lent, s.Arena.Waiting, s.Arena.Warm = a.Size, int64(a.Lent)*n.arena.SegmentSize(), a.Waiting, a.Warm
+	u := n.local.Usage()
+	s.Local.Quota, s.Local.Used, s.Local.Reserved, s.Local.Free = u.Quota, u.Used, u.Reserved, u.Free
+	s.Local.Disks = []wire.Disk{}
+	for _, d := range u.Disks {
+		s.Local.Disks = append(s.Local.Disks, wire.Disk{Dir: d.Dir, Used: d.Used, Free: d.Free, Err: d.Err})
+		if d.Err != "" {
+			s.Trouble = append(s.Trouble, fmt.Sprintf("disk %s: %s", d.Dir, d.Err))
+		}
+	}
+	s.Remote.Targets = []wire.Target{}
+	s.Trouble = append(s.Trouble, n.troubles()...)
+	if n.remote != nil {
+		s.Remote.Layout = n.cfg.Layout
+		if s.Remote.Layout == "" {
+			s.Remote.Layout = defaultLayout(n.targets)
+		}
+		s.Remote.Targets = n.targetRows(ctx)
+		for _, t := range s.Remote.Targets {
+			if t.Err != "" {
+				s.Trouble = append(s.Trouble, fmt.Sprintf("target %s: %s", t.Name, t.Err))
+			}
+		}
+	}
+	if err != nil {
+		s.Trouble = append(s.Trouble, err.Error())
+	}
+	s.Backlog.Votes = len(n.inv.unstated())
+	for _, j := range n.drainPlan() {
+		if j.verify {
+			s.Backlog.Verify++
+		} else {
+			s.Backlog.Drain++
+			s.Backlog.DrainBytes += j.shard.Size
+		}
+	}
+	slices.Sort(s.Trouble)
+	return reply(c, s)
+}
+
+func (n *Node) targetRows(ctx context.Context) []wire.Target {
+	rows := []wire.Target{}
+	for _, t := range n.remote.Targets(ctx) {
+		row := wire.Target{Name: t.Name, Domain: t.Domain, Total: t.Space.Total, Free: t.Space.Free}
+		if t.Err != nil {
+			row.Err = t.Err.Error()
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+func (n *Node) getTargets(ctx context.Context, c *app.RequestContext) error {
+	rows := []wire.Target{}
+	if n.remote != nil {
+		rows = n.targetRows(ctx)
+	}
+	return reply(c, map[string]any{"targets": rows})
+}
+
+func (n *Node) getNodes(ctx context.Context, c *app.RequestContext) error {
+	nodes, err := n.cat.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	rows := []wire.Node{}
+	for _, r := range nodes {
+		rows = append(rows, wire.Node{NodeRecord: r, Alive: n.alive(r)})
+	}
+	return reply(c, map[string]any{"nodes": rows})
+}
+
+// checkPolicy refuses what could never be carried out.
+func (n *Node) checkPolicy(p catalog.Policy) error {
+	if p.Layout != "" {
+		l, err := stripe.Parse(p.Layout)
+		if err != nil {
+			return err
+		}
+		if n.remote != nil && l.K+l.M > n.targets {
+			return fmt.Errorf("layout %s: %w: it needs %d targets, there are %d", p.Layout, catalog.ErrInvalid, l.K+l.M, n.targets)
+		}
+		if p.Unit != 0 {
+			l.Unit = p.Unit
+			if err := l.Check(); err != nil {
+				return err
+			}
+		}
+	}
+	if p.Replicas != 0 {
+		return fmt.Errorf("replicas: %w: copies on other nodes are not made yet; leave it 0", catalog.ErrInvalid)
+	}
+	if p.Incomplete < 0 {
+		return fmt.Errorf("incomplete: %w: it is negative", catalog.ErrInvalid)
+	}
+	_, _, err := catalog.ParseKeepBest(p.Retention.KeepBest)
+	return err
+}
+
+// getMetrics is the Prometheus text format, version 0.0.4.
+func (n *Node) getMetrics(_ context.Context, c *app.RequestContext) error {
+	var b strings.Builder
+	counter := func(name, help string, v int64) {
+		kind := "counter"
+		if !strings.HasSuffix(name, "_total") {
+			kind = "gauge"
+		}
+		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", name, help, name, kind, name, v)
+	}
+	st := &n.stats
+	counter("ckptd_saves_total", "Shards sealed.", st.Saves.Load())
+	counter("ckptd_saved_bytes_total", "Bytes of shards sealed.", st.SavedBytes.Load())
+	counter("ckptd_votes_total", "Shards stated durable.", st.Votes.Load())
+	counter("ckptd_commits_total", "Sets committed by this node.", st.Commits.Load())
+	counter("ckptd_drained_bytes_total", "Bytes of shards copied to the remote tier.", st.DrainedBytes.Load())
+	counter("ckptd_verified_bytes_total", "Bytes of shards read back from the remote tier.", st.VerifiedBytes.Load())
+	counter("ckptd_evicted_shards_total", "Local copies given up for room.", st.Evicted.Load())
+	counter("ckptd_quarantined_shards_total", "Local copies that failed a check.", st.Quarantined.Load())
+	counter("ckptd_pruned_sets_total", "Sets pruned by this node.", st.Pruned.Load())
+	counter("ckptd_loads_total", "Shards handed to clients.", st.Loads.Load())
+	counter("ckptd_loaded_bytes_total", "Bytes handed to clients.", st.LoadedBytes.Load())
+	counter("ckptd_remote_read_bytes_total", "Bytes read from the remote tier for clients.", st.RemoteBytes.Load())
+	counter("ckptd_duty_errors_total", "Failures of background duties, each tried again.", st.DutyErrors.Load())
+	counter("ckptd_sessions", "Open sessions.", st.Sessions.Load())
+	shards, bytes := n.inv.backlog()
+	counter("ckptd_backlog_shards", "Shards here that are not remote yet.", int64(shards))
+	counter("ckptd_backlog_bytes", "Bytes of them.", bytes)
+	u, a := n.local.Usage(), n.arena.Stats()
+	counter("ckptd_local_used_bytes", "Bytes on the local tier.", u.Used)
+	counter("ckptd_local_quota_bytes", "Bytes the local tier may use.", u.Quota)
+	counter("ckptd_arena_lent_bytes", "Bytes of the arena that are lent.", int64(a.Lent)*n.arena.SegmentSize())
+	counter("ckptd_arena_size_bytes", "Bytes of the arena.", a.Size)
+	counter("ckptd_trouble", "Things wrong now; `ckpt status` names them.", int64(len(n.troubles())))
+	c.Data(http.StatusOK, "text/plain; version=0.0.4", []byte(b.String()))
+	return nil
+}
+
+func (n *Node) getWhy(ctx context.Context, c *app.RequestContext) error {
+	rec, err := n.lookup(ctx, c.Query("ref"))
+	if err != nil {
+		return err
+	}
+	parts, err := n.cat.Parts(ctx, rec.SetID)
+	if err != nil {
+		return err
+	}
+	events, err := n.cat.Events(ctx, rec.SetID)
+	if err != nil {
+		return err
+	}
+	set := wire.SetOf(&rec)
+	w := wire.Why{Set: &set, Events: events, Story: tellStory(rec, events), Missing: n.tellMissing(ctx, rec, parts)}
+	if rec.State == catalog.Committed && len(w.Missing) > 0 {
+		if older, ok := n.older(ctx, rec); ok {
+			w.Older = older.SetID.String()
+		}
+	}
+	return reply(c, w)
+}
+
+// tellStory turns records into sentences, in order of time.
+func tellStory(rec catalog.SetRecord, events []catalog.Event) []string {
+	const clock = "2006-01-02 15:04:05.000"
+	story := []string{fmt.Sprintf("%s  begun by attempt %d with %d ranks", rec.Begun.Format(clock), rec.Attempt, rec.World)}
+	slices.SortStableFunc(events, func(a, b catalog.Event) int { return a.Time.Compare(b.Time) })
+	for _, e := range events {
+		line := fmt.Sprintf("%s  %s", e.Time.Format(clock), e.What)
+		if e.Detail != "" {
+			line += ": " + e.Detail
+		}
+		if e.Node != "" {
+			line += " [" + e.Node + "]"
+		}
+		story = append(story, line)
+	}
+	if rec.Reason != "" {
+		story = append(story, fmt.Sprintf("%s  %s: %s", rec.Pruned.Format(clock), rec.State, rec.Reason))
+	}
+	return story
+}
+
+// tellMissing names what keeps a set from being safer, or readable.
+func (n *Node) tellMissing(ctx context.Context, rec catalog.SetRecord, parts []catalog.PartRecord) []string {
+	missing := []string{}
+	add := func(format string, args ...any) { missing = append(missing, fmt.Sprintf(format, args...)) }
+	votes := catalog.Votes(rec.World, parts)
+	for rank, v := range votes {
+		if rec.State == catalog.Writing && v.Shard == nil {
+			add("rank %d has no durable shard yet", rank)
+		}
+		if rec.State != catalog.Committed {
+			continue
+		}
+		if v.Shard == nil {
+			add("rank %d: no node says where its shard is", rank)
+			continue
+		}
+		switch level := catalog.ShardLevel(rank, v.Shard.Root, parts); {
+		case level == catalog.LevelNone:
+			add("rank %d: no good copy is left", rank)
+		case level < catalog.Remote:
+			add("rank %d is not on the remote tier yet", rank)
+		case level < catalog.Verified:
+			add("rank %d: its remote copy has not been read back yet", rank)
+		}
+		for _, p := range parts {
+			for _, s := range p.Shards {
+				if s.Rank == rank && s.Bad != "" {
+					add("rank %d: the copy on %s was quarantined: %s", rank, p.Node, s.Bad)
+				}
+			}
+		}
+	}
+	if rec.State == catalog.Committed {
+		if _, _, err := n.manifest(ctx, rec); err != nil {
+			add("the manifest cannot be read: %v", err)
+		}
+		if rec.Place == nil && n.remote != nil {
+			add("the manifest is not on the remote tier yet")
+		}
+	}
+	return missing
+}
+
+// DefaultSocket is where a daemon listens, and SDKs look first, when nobody
+// says otherwise.
+func DefaultSocket() string {
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		return path.Join(dir, "ckptd", "ckptd.sock")
+	}
+	return fmt.Sprintf("/tmp/ckptd-%d/ckptd.sock", os.Getuid())
+}

@@ -1,0 +1,41 @@
+// Command ckptd runs the node daemon.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ckptd/ckptd/catalog"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root := &cobra.Command{
+		Use: "ckptd", Short: "Keep the checkpoints of large training jobs",
+		SilenceUsage: true, SilenceErrors: true, Version: version,
+	}
+	root.AddCommand(newServe())
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %v", catalog.ErrInvalid, err) })
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "ckptd:", err)
+		switch {
+		case errors.Is(err, catalog.ErrInvalid):
+			os.Exit(2)
+		case errors.Is(err, catalog.ErrNoSpace):
+			os.Exit(5)
+		case errors.Is(err, catalog.ErrConflict):
+			os.Exit(6)
+		}
+		os.Exit(1)
+	}
+}

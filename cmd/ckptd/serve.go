@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/catalog/natscatalog"
+	"github.com/ckptd/ckptd/ckptd"
+	"github.com/ckptd/ckptd/localtier"
+	"github.com/ckptd/ckptd/localtier/vfs"
+	"github.com/ckptd/ckptd/remotetier"
+	"github.com/ckptd/ckptd/remotetier/target"
+)
+
+func newServe() *cobra.Command {
+	var s settings
+	var config string
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run the daemon of this node", Args: cobra.NoArgs,
+		Long: "Run the daemon of this node. With no flags it is complete by itself: a catalog inside\n" +
+			"the process, data below the user's data directory, and three directories as remote targets.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if config != "" {
+				if err := s.merge(config, cmd.Flags()); err != nil {
+					return err
+				}
+			}
+			return serve(cmd.Context(), s)
+		},
+	}
+	cmd.Flags().StringVar(&config, "config", "", "TOML file with the same settings; flags win")
+	s.flags(cmd.Flags())
+	return cmd
+}
+
+// opened closes what was opened, last first.
+type opened struct{ closers []io.Closer }
+
+func (o *opened) add(c io.Closer) { o.closers = append(o.closers, c) }
+
+func (o *opened) Close() error {
+	var errs []error
+	for i := len(o.closers) - 1; i >= 0; i-- {
+		errs = append(errs, o.closers[i].Close())
+	}
+	o.closers = nil
+	return errors.Join(errs...)
+}
+
+type closeFunc func() error
+
+func (f closeFunc) Close() error { return f() }
+
+func serve(ctx context.Context, s settings) (err error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(s.LogLevel)); err != nil {
+		return fmt.Errorf("--log-level %q: %w: want debug, info, warn or error", s.LogLevel, catalog.ErrInvalid)
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	cfg, err := nodeConfig(&s, log)
+	if err != nil {
+		return err
+	}
+	var open opened
+	defer func() { err = errors.Join(err, open.Close()) }()
+	tiers, err := openTiers(ctx, &s, cfg, log, &open)
+	if err != nil {
+		return err
+	}
+	node, err := ckptd.New(cfg, tiers)
+	if err != nil {
+		return err
+	}
+	log.Info("ckptd serves", "node", cfg.Name, "socket", cfg.Socket, "data", cfg.Data, "catalog", cfg.NATS, "listen", cfg.Listen, "version", version)
+	err = node.Run(ctx)
+	log.Info("ckptd stopped", "err", err)
+	return err
+}
+
+func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
+	if cfg.Name, err = nodeName(s.Name); err != nil {
+		return cfg, err
+	}
+	if s.Data, err = filepath.Abs(s.Data); err != nil {
+		return cfg, err
+	}
+	if s.Socket == "" {
+		s.Socket = ckptd.DefaultSocket()
+	}
+	cfg.Version, cfg.Socket, cfg.Data, cfg.Log = version, s.Socket, s.Data, log
+	cfg.Listen, cfg.TLSCert, cfg.TLSKey, cfg.TLSCA, cfg.Insecure = s.Listen, s.TLSCert, s.TLSKey, s.TLSCA, s.Insecure
+	cfg.Layout, cfg.MaxSessions = s.Layout, s.MaxSessions
+	if cfg.Unit, err = parseSize("unit", s.Unit); err != nil {
+		return cfg, err
+	}
+	if cfg.Grace, err = parseDuration("grace", s.Grace); err != nil {
+		return cfg, err
+	}
+	if cfg.Incomplete, err = parseDuration("incomplete", s.Incomplete); err != nil {
+		return cfg, err
+	}
+	for _, u := range s.AllowUIDs {
+		v, err := strconv.ParseUint(u, 10, 32)
+		if err != nil {
+			return cfg, fmt.Errorf("--allow-uid %q: %w: want a number", u, catalog.ErrInvalid)
+		}
+		cfg.UIDs = append(cfg.UIDs, uint32(v))
+	}
+	if s.TokenFile != "" {
+		b, err := os.ReadFile(s.TokenFile)
+		if err != nil {
+			return cfg, fmt.Errorf("--token-file: %w", err)
+		}
+		if cfg.Token = strings.TrimSpace(string(b)); cfg.Token == "" {
+			return cfg, fmt.Errorf("--token-file %s: %w: it is empty", s.TokenFile, catalog.ErrInvalid)
+		}
+	}
+	cfg.NATS = "embedded"
+	if s.NATS != "" {
+		cfg.NATS = s.NATS
+	}
+	return cfg, nil
+}
+
+func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Logger, open *opened) (t ckptd.Tiers, err error) {
+	disks := s.Disks
+	if len(disks) == 0 {
+		disks = []string{filepath.Join(s.Data, "local")}
+	}
+	quota, err := parseSize("quota", s.Quota)
+	if err != nil {
+		return t, err
+	}
+	size, err := parseSize("arena", s.Arena)
+	if err != nil {
+		return t, err
+	}
+	rate, err := parseSize("drain-rate", s.DrainRate)
+	if err != nil {
+		return t, err
+	}
+	targets, err := parseRemote(s.Remote, s.Data)
+	if err != nil {
+		return t, err
+	}
+	// The local tier's lock is the daemon's: a second one stops here.
+	if t.Local, err = localtier.Open(vfs.OS, localtier.Options{Dirs: disks, Quota: quota, Trace: localTrace(log)}); err != nil {
+		return t, err
+	}
+	open.add(t.Local)
+	arenaDir := s.ArenaDir
+	if arenaDir == "" {
+		sum := sha256.Sum256([]byte(s.Data))
+		arenaDir = fmt.Sprintf("/dev/shm/ckptd-%d-%x", os.Getuid(), sum[:6])
+	}
+	if t.Arena, err = localtier.OpenArena(arenaDir, localtier.ArenaOptions{Size: size, Trace: localTrace(log)}); err != nil {
+		return t, err
+	}
+	open.add(t.Arena)
+	if len(targets) > 0 {
+		var infos []remotetier.TargetInfo
+		for _, spec := range targets {
+			d, err := target.OpenDir(vfs.OS, spec.dir, spec.name)
+			if err != nil {
+				return t, err
+			}
+			open.add(d)
+			infos = append(infos, remotetier.TargetInfo{Target: d, Domain: spec.domain, Weight: spec.weight})
+		}
+		t.Remote = remotetier.New(infos, remotetier.Options{Rate: rate})
+	}
+	t.Catalog, err = openCatalog(ctx, s, cfg, log, open)
+	return t, err
+}
+
+func localTrace(log *slog.Logger) localtier.Trace {
+	return localtier.Trace{
+		DirectFallback: func(dir string) { log.Warn("no O_DIRECT there: writes go through the page cache", "dir", dir) },
+		Quarantined:    func(name string, cause error) { log.Warn("quarantined", "blob", name, "err", cause) },
+		Orphan:         func(path string) { log.Info("removed what a crash had left", "path", path) },
+		DiskFailed:     func(dir string, err error) { log.Error("disk failed", "dir", dir, "err", err) },
+		ArenaShrunk:    func(have, want int64) { log.Warn("the arena is smaller than asked for", "have", have, "want", want) },
+	}
+}
+
+// openCatalog connects to the servers given, or runs one inside the process.
+func openCatalog(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Logger, open *opened) (*catalog.Catalog, error) {
+	trace := func(text string) { log.Debug("nats", "text", text) }
+	var conf *tls.Config
+	if s.NATSListen != "" && s.TLSCert != "" {
+		cert, err := tls.LoadX509KeyPair(s.TLSCert, s.TLSKey)
+		if err != nil {
+			return nil, fmt.Errorf("TLS certificate: %w", err)
+		}
+		conf = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}
+	}
+	opt := natscatalog.Options{Trace: trace, Warn: func(text string) { log.Warn("catalog", "text", text) }}
+	var nc *nats.Conn
+	var err error
+	if s.NATS != "" {
+		nc, err = natscatalog.Connect(s.NATS, natscatalog.ConnectOptions{Node: cfg.Name, Token: cfg.Token, Creds: s.NATSCreds, Trace: trace})
+	} else {
+		var srv *natscatalog.Server
+		srv, err = natscatalog.Embed(filepath.Join(s.Data, "catalog"), natscatalog.EmbedOptions{
+			Listen: s.NATSListen, Token: cfg.Token, TLS: conf, Insecure: s.Insecure, Trace: trace,
+		})
+		if err != nil {
+			return nil, err
+		}
+		open.add(srv)
+		nc, err = srv.Conn()
+	}
+	if err != nil {
+		return nil, err
+	}
+	open.add(closeFunc(func() error { nc.Close(); return nil }))
+	return openBuckets(ctx, func(bucket string) (*natscatalog.Driver, error) { return natscatalog.Open(ctx, nc, bucket, opt) }, log)
+}
+
+// openBuckets waits for the catalog as long as it takes: a node that starts
+// before its NATS servers is not an error.
+func openBuckets(ctx context.Context, bucket func(string) (*natscatalog.Driver, error), log *slog.Logger) (*catalog.Catalog, error) {
+	for {
+		records, err := bucket("ckptd")
+		if err == nil {
+			parts, perr := bucket("ckptd-parts")
+			if perr == nil {
+				return catalog.New(records, parts), nil
+			}
+			err = perr
+		}
+		if !errors.Is(err, catalog.ErrUnavailable) || ctx.Err() != nil {
+			return nil, err
+		}
+		log.Warn("the catalog is not there yet, waiting", "err", err)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
