@@ -133,8 +133,9 @@ func parseHeader(p []byte) (h *Header, seed uint32, err error) {
 		if len(rest) == 0 || len(rest) < 1+int(rest[0]) {
 			return bad("the targets do not fit")
 		}
-		h.Targets = append(h.Targets, string(rest[1:1+rest[0]]))
-		rest = rest[1+rest[0]:]
+		end := 1 + int(rest[0])
+		h.Targets = append(h.Targets, string(rest[1:end]))
+		rest = rest[end:]
 	}
 	for _, b := range rest {
 		if b != 0 {
