@@ -239,7 +239,7 @@ func testValues(t *testing.T, d catalog.Driver) {
 // testCounters: compare-and-swap from 16 goroutines loses nothing, and
 // revisions grow over all keys.
 func testCounters(t *testing.T, d catalog.Driver) {
-	const writers, each = 16, 20
+	const writers, each = 16, 10
 	swap(t, d, "count", 0, "0")
 	var wg sync.WaitGroup
 	for w := range writers {

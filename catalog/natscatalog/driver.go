@@ -208,6 +208,7 @@ type loadRequest struct {
 
 // message is what the leader has.
 type message struct {
+	subj   string
 	seq    uint64
 	data   []byte // not nil unless marker
 	marker bool   // a deletion
@@ -218,9 +219,10 @@ func (d *Driver) load(ctx context.Context, q loadRequest) (message, error) {
 	var answer struct {
 		Error   *jetstream.APIError `json:"error"`
 		Message *struct {
-			Seq  uint64 `json:"seq"`
-			Hdrs []byte `json:"hdrs"`
-			Data []byte `json:"data"`
+			Subject string `json:"subject"`
+			Seq     uint64 `json:"seq"`
+			Hdrs    []byte `json:"hdrs"`
+			Data    []byte `json:"data"`
 		} `json:"message"`
 	}
 	if err := d.connected(); err != nil {
@@ -246,7 +248,7 @@ func (d *Driver) load(ctx context.Context, q loadRequest) (message, error) {
 	if answer.Message == nil {
 		return message{}, fmt.Errorf("%w: answer of the server holds no message", catalog.ErrCorrupt)
 	}
-	m := message{seq: answer.Message.Seq, data: answer.Message.Data}
+	m := message{subj: answer.Message.Subject, seq: answer.Message.Seq, data: answer.Message.Data}
 	if len(answer.Message.Hdrs) > 0 {
 		h, err := nats.DecodeHeadersMsg(answer.Message.Hdrs)
 		if err != nil {

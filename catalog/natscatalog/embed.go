@@ -190,11 +190,14 @@ func (s *Server) ClientURL() string {
 	return s.ns.ClientURL()
 }
 
-// Close stops the server and waits until it has.
+// Close stops the server and waits until it has. Closing twice is fine.
 func (s *Server) Close() error {
 	s.ns.Shutdown()
 	s.ns.WaitForShutdown()
-	return s.lock.Close() // which unlocks
+	if err := s.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) { // closing unlocks
+		return fmt.Errorf("close embedded NATS: %w", err)
+	}
+	return nil
 }
 
 // logger passes on what an operator may want to read.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync"
+	"time"
 )
 
 // heads remembers, for a few prefixes, how far their heads are known. To find
@@ -19,20 +21,31 @@ type heads struct {
 }
 
 type known struct {
-	head uint64 // the last message under the prefix: a record, not a marker, which might expire
-	upto uint64 // no message under the prefix lies in (head, upto]
+	head  uint64    // the last message under the prefix
+	upto  uint64    // no message under the prefix lies in (head, upto]
+	until time.Time // zero: holds for ever; a marker may expire, so it holds for markerHold
+}
+
+// holds says how long a head is good for.
+func holds(marker bool) (until time.Time) {
+	if marker {
+		until = time.Now().Add(markerHold)
+	}
+	return until
 }
 
 const (
 	maxHeads = 64
 	maxSteps = 8 // new messages that Head follows one by one before it asks for the last
+
+	markerHold = time.Second
 )
 
 func (h *heads) get(prefix string) (known, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	k, ok := h.mu.known[prefix]
-	return k, ok
+	return k, ok && (k.until.IsZero() || time.Now().Before(k.until))
 }
 
 // put remembers k unless something newer is known.
@@ -77,7 +90,10 @@ func (d *Driver) head(ctx context.Context, prefix string) (uint64, error) {
 	case errors.Is(err, fs.ErrNotExist): // empty, or its last message was a marker that expired
 	case err != nil:
 		return 0, err
-	case prefix == "":
+	case prefix == "" || last.subj == filters[0] || strings.HasPrefix(last.subj, filters[0]+"."):
+		if prefix != "" {
+			d.heads.put(prefix, known{last.seq, last.seq, holds(last.marker)})
+		}
 		return last.seq, nil
 	}
 	if k, ok := d.heads.get(prefix); ok && last.seq > 0 && last.seq >= k.upto {
@@ -95,9 +111,8 @@ func (d *Driver) head(ctx context.Context, prefix string) (uint64, error) {
 }
 
 // advance follows the messages after k one by one up to the stream's end; not
-// ok when they are many, or end in a marker.
+// ok when they are many.
 func (d *Driver) advance(ctx context.Context, filters []string, k known, end uint64) (known, bool, error) {
-	marker := false
 	for range maxSteps {
 		var next message
 		for _, f := range filters {
@@ -111,9 +126,9 @@ func (d *Driver) advance(ctx context.Context, filters []string, k known, end uin
 		}
 		if next.seq == 0 {
 			k.upto = max(k.upto, end)
-			return k, !marker, nil
+			return k, true, nil
 		}
-		k.head, k.upto, marker = next.seq, next.seq, next.marker
+		k = known{next.seq, next.seq, holds(next.marker)}
 	}
 	return k, false, nil
 }
@@ -130,10 +145,10 @@ func (d *Driver) lookup(ctx context.Context, prefix string, filters []string, en
 			last = m
 		}
 	}
-	if last.seq == 0 || last.marker {
+	if last.seq == 0 {
 		d.heads.forget(prefix)
 	} else {
-		d.heads.put(prefix, known{head: last.seq, upto: max(last.seq, end)})
+		d.heads.put(prefix, known{last.seq, max(last.seq, end), holds(last.marker)})
 	}
 	return last.seq, nil
 }

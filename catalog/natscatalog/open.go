@@ -26,6 +26,7 @@ type Options struct {
 const (
 	replicasInCluster = 3
 	openPatience      = 10 * time.Second // of Open, when ctx has no deadline
+	openAttempt       = time.Second      // of one attempt to open: a cluster that elects its leader drops requests
 )
 
 var bucketName = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,64}$`)
@@ -82,7 +83,7 @@ func Open(ctx context.Context, nc *nats.Conn, bucket string, opt Options) (*Driv
 
 // open finds or makes the stream, once.
 func (d *Driver) open(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, d.opt.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, min(openAttempt, d.opt.Timeout))
 	defer cancel()
 	if err := d.connected(); err != nil {
 		return err

@@ -20,7 +20,7 @@ const (
 	heartbeat       = time.Second            // an idle consumer says so this often
 	silence         = 3 * heartbeat          // after which it counts as lost
 	tick            = 250 * time.Millisecond // how often a waiting watch looks at its connection
-	checkEvery      = 10 * time.Second       // between two comparisons with the leader
+	checkEvery      = 10 * time.Second       // between two comparisons with the leader, at most
 	maxPendingBytes = 64 << 20               // of one watch; the server's flow control stops at half of it
 	maxPending      = 1 << 20                // messages of one watch
 )
@@ -55,10 +55,10 @@ type feed struct {
 	reconnects uint64 // of the connection, when the consumer was made
 }
 
-// start makes a consumer for what follows f.reached.
-func (f *feed) start(ctx context.Context) error {
+// start makes a consumer for what follows f.reached, within the given time.
+func (f *feed) start(ctx context.Context, within time.Duration) error {
 	f.stop()
-	ctx, cancel := context.WithTimeout(ctx, f.d.opt.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, min(within, f.d.opt.Timeout))
 	defer cancel()
 	if err := f.d.connected(); err != nil {
 		return err
@@ -197,13 +197,18 @@ func (d *Driver) follow(ctx context.Context, prefix string, p patience, emit fun
 	if err := g.check(ctx, 0); err != nil {
 		return err
 	}
-	if err := f.start(ctx); err != nil {
+	if err := f.start(ctx, d.opt.Timeout); err != nil {
 		return err
 	}
-	for synced := false; ; {
-		if !synced && f.pending == 0 && f.reached >= g.want {
-			synced = true
-			if !emit(catalog.Change{Record: catalog.Record{Rev: f.reached}, Synced: true}) {
+	synced := false
+	for rounds := 0; ; {
+		if !synced && f.reached >= g.want && (f.pending == 0 || rounds > 0) {
+			if synced, err = g.complete(ctx, f.reached, rounds); err == nil {
+				rounds++
+			} else if err := g.bear(err, p); err != nil {
+				return err
+			}
+			if synced && !emit(catalog.Change{Record: catalog.Record{Rev: f.reached}, Synced: true}) {
 				return nil
 			}
 		}
@@ -233,12 +238,10 @@ func (d *Driver) follow(ctx context.Context, prefix string, p patience, emit fun
 			return err
 		}
 		// Compare with the leader: is the feed behind, and since when?
-		if err := g.check(ctx, f.reached); errors.Is(err, catalog.ErrUnavailable) && p == forever {
-			if err := g.lost(); err != nil {
+		if err := g.check(ctx, f.reached); err != nil {
+			if err := g.bear(err, p); err != nil {
 				return err
 			}
-		} else if err != nil {
-			return err
 		}
 		if g.behind() {
 			if err := d.resume(ctx, f, &g, p); err != nil {
@@ -250,8 +253,12 @@ func (d *Driver) follow(ctx context.Context, prefix string, p patience, emit fun
 
 // resume replaces a lost consumer, trying again with growing, jittered pauses.
 func (d *Driver) resume(ctx context.Context, f *feed, g *guard, p patience) error {
-	for pause := 20 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
-		err := f.start(ctx)
+	within := d.opt.Timeout
+	if p == forever {
+		within = time.Second // a server that is just coming up drops requests; later attempts get more
+	}
+	for pause := 20 * time.Millisecond; ; pause, within = min(2*pause, 2*time.Second), 2*within {
+		err := f.start(ctx, within)
 		if err == nil {
 			g.next = time.Time{}
 			return g.lost()
@@ -296,7 +303,7 @@ func (g *guard) check(ctx context.Context, reached uint64) error {
 	ctx, cancel := context.WithTimeout(ctx, g.d.opt.Timeout)
 	defer cancel()
 	now := time.Now()
-	g.next = now.Add(checkEvery)
+	g.next = now.Add(min(checkEvery, g.d.opt.MarkerTTL/8)) // often enough for lost to know
 	head, err := g.d.head(ctx, g.prefix)
 	if err != nil {
 		return err
@@ -327,6 +334,33 @@ func (g *guard) behind() bool {
 	}
 	g.late = time.Now()
 	return true
+}
+
+// maxRounds bounds how often a feed is compared with the leader before it is synced.
+const maxRounds = 32
+
+// complete says whether a feed that came to reached has given everything.
+//
+// That nothing is pending does not show it: a record that is updated moves to
+// the stream's end, and may be gone from where the feed would have met it
+// before it is pending there. If the leader, asked now, has nothing behind
+// reached, everything was given. Otherwise the feed goes on to what the leader
+// named and asks again. Under writes that never pause it stops after maxRounds:
+// a record still missing would have been updated, each time, between its
+// writing and its delivery to a feed that stands at the stream's end.
+func (g *guard) complete(ctx context.Context, reached uint64, rounds int) (bool, error) {
+	if err := g.check(ctx, reached); err != nil {
+		return false, err
+	}
+	return reached >= g.want || rounds >= maxRounds, nil
+}
+
+// bear says whether a feed goes on although the leader did not answer.
+func (g *guard) bear(err error, p patience) error {
+	if p == once || !errors.Is(err, catalog.ErrUnavailable) {
+		return err
+	}
+	return g.lost()
 }
 
 // lost is the error of a feed that may have missed a deletion.
