@@ -10,7 +10,7 @@ import json
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ._errors import Corrupt, Invalid
 
@@ -147,5 +147,5 @@ def _entry(name: str, v: Any, start: int) -> Entry:
     return Entry(name, dtype, tuple(shape), start + lo, hi - lo)
 
 
-def _sizes(v: Any) -> bool:
+def _sizes(v: Any) -> TypeGuard[list[int]]:
     return isinstance(v, list) and all(type(d) is int and 0 <= d < 1 << 63 for d in v)

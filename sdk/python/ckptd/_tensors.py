@@ -36,6 +36,7 @@ class Source:
     device: str = "cpu"
     lo: int = 0  # address of the first byte
     hi: int = 0  # address behind the last; lo when empty or unknown
+    first: int = 0  # address of the element with index 0: not lo where a stride is negative
     strides: tuple[int, ...] = ()  # bytes
     full: tuple[int, ...] = ()  # the shape of the object itself, before the file's view of it
     contiguous: bool = True
@@ -114,8 +115,17 @@ def _from_numpy(path: str, kind: str, a: npt.NDArray[Any]) -> Source:
         src.extra["shape"] = list(a.shape)
     src.full, src.strides, src.contiguous = a.shape, a.strides, a.flags.c_contiguous
     if a.nbytes:
-        src.lo, src.hi = np.lib.array_utils.byte_bounds(a) if hasattr(np.lib, "array_utils") else np.byte_bounds(a)
+        src.first = int(a.__array_interface__["data"][0])
+        src.lo, src.hi = _bounds(src.first, a)
     return src
+
+
+def _bounds(first: int, a: npt.NDArray[Any]) -> tuple[int, int]:
+    """Addresses of the first byte and behind the last of a non-empty array."""
+    lo = hi = first
+    for n, s in zip(a.shape, a.strides, strict=True):
+        lo, hi = (lo + (n - 1) * s, hi) if s < 0 else (lo, hi + (n - 1) * s)
+    return lo, hi + a.itemsize
 
 
 def _from_torch(path: str, x: Any) -> Source:
@@ -147,7 +157,7 @@ def _from_torch(path: str, x: Any) -> Source:
     src.contiguous = t.is_contiguous()
     src.device = str(t.device)
     if t.numel():
-        src.lo = t.data_ptr()
+        src.lo = src.first = t.data_ptr()
         src.hi = src.lo + sum((n - 1) * s for n, s in zip(src.full, src.strides, strict=True)) + size
     return src
 
@@ -169,7 +179,7 @@ class Stored:
     """What share decided for one Source: the tensor in the file it lies in, and where in it (None: all of it)."""
 
     src: Source
-    offset: int | None = None  # bytes from the beginning of src
+    offset: int | None = None  # bytes from the beginning of src to its element with index 0
 
 
 def share(sources: list[Source]) -> tuple[list[Source], dict[int, Stored]]:
@@ -205,7 +215,7 @@ def _share(group: list[Source], hi: int, at: dict[int, Stored], spans: dict[int,
     lo = group[0].lo
     first: dict[Any, Source] = {}
     for s in group:  # the same view under several names
-        twin = first.setdefault((s.lo, s.full, s.strides, s.dtype, str(s.note)), s)
+        twin = first.setdefault((s.first, s.full, s.strides, s.dtype, str(s.note)), s)
         if twin is not s:
             at[id(s)] = Stored(twin)
     kinds = list(first.values())
@@ -220,7 +230,7 @@ def _share(group: list[Source], hi: int, at: dict[int, Stored], spans: dict[int,
         spans[id(kinds[0])] = owner
     for s in group:
         if s is not owner:
-            at[id(s)] = Stored(owner, s.lo - lo)
+            at[id(s)] = Stored(owner, s.first - lo)
 
 
 def _itemsize(s: Source) -> int:
@@ -231,7 +241,7 @@ def _span(s: Source, lo: int, hi: int) -> Source:
     """The memory [lo, hi) as a tensor of bytes. Every byte of it belongs to one of the sources that overlap there."""
     if s.device == "cpu":
         buf = (ctypes.c_uint8 * (hi - lo)).from_address(lo)
-        data: Any = np.frombuffer(buf, np.uint8)
+        data: Any = np.frombuffer(memoryview(buf), np.uint8)
     else:
         torch = sys.modules["torch"]
         storage = s.data.untyped_storage()

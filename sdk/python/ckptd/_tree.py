@@ -133,7 +133,7 @@ class _Flattener:
         plain = scalar(x)
         if plain is not _NOT:
             return plain
-        if isinstance(x, (bytes, bytearray, memoryview)):
+        if isinstance(x, (bytes, bytearray, memoryview)) and not isinstance(x, np.generic):
             return self._blob(x, path)
         if isinstance(x, Piece):
             return self._piece(x, path)

@@ -84,14 +84,15 @@ class Memory:
                 out = self._as_numpy(e, leaf)
                 if kind == "jax":
                     out = _to_jax(out, self._device)
+            if "piece" in leaf:
+                p = leaf["piece"]
+                return Piece(out, tuple(int(n) for n in p["global"]), tuple(int(n) for n in p["start"]))
         except Error:
             raise
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError) as err:
             raise Corrupt(f"tensor {e.name!r}: {err}") from None
         if kind == "scalar" and isinstance(out, np.ndarray):
             return out[()]
-        if "piece" in leaf:
-            return Piece(out, tuple(leaf["piece"]["global"]), tuple(leaf["piece"]["start"]))
         return out
 
     def _as_numpy(self, e: Entry, leaf: dict[str, Any]) -> Any:
@@ -182,7 +183,10 @@ def tree_of(header: Header, state: bytes | None = None) -> Any:
 
 def flat_tree(header: Header) -> dict[str, Any]:
     """The tree of a plain safetensors file: a dict from names to arrays."""
-    pieces = json.loads(header.meta.get(PIECES, "{}"))
+    try:
+        pieces = dict(json.loads(header.meta.get(PIECES, "{}")))
+    except (ValueError, TypeError, RecursionError) as e:
+        raise Corrupt(f"{PIECES}: {e}") from None
     return {n: {"$tensor": n, **({"piece": pieces[n]} if n in pieces else {})} for n in header.entries}
 
 
