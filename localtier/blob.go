@@ -96,7 +96,7 @@ func (b *Blob) Seal() *catalog.Seal { return b.seal }
 func (b *Blob) Close() error        { return b.f.Close() }
 
 // readStep is how much ReadBlocks reads while it checks the step before, in blocks.
-const readStep = 4
+const readStep = 8
 
 // ReadBlocks reads n blocks, beginning with block first, into buf and gives
 // the number of bytes that passed their checks, from the beginning. The first

@@ -109,7 +109,7 @@ func (t *Tier) order(size int64) (_ []*disk, err error) {
 	type choice struct {
 		d            *disk
 		bad, ingests int
-		free         int64
+		free, used   int64
 	}
 	var all []choice
 	asked := false
@@ -125,14 +125,15 @@ func (t *Tier) order(size int64) (_ []*disk, err error) {
 		}
 		c := choice{d: d, free: free}
 		t.mu.Lock()
-		if c.ingests = d.ingests; d.err != nil {
+		c.ingests, c.used = d.ingests, d.used
+		if d.err != nil {
 			c.bad = 1
 		}
 		t.mu.Unlock()
 		all = append(all, c)
 	}
 	slices.SortStableFunc(all, func(a, b choice) int {
-		return cmp.Or(a.bad-b.bad, a.ingests-b.ingests, cmp.Compare(b.free, a.free), cmp.Compare(a.d.used, b.d.used))
+		return cmp.Or(a.bad-b.bad, a.ingests-b.ingests, cmp.Compare(b.free, a.free), cmp.Compare(a.used, b.used))
 	})
 	out := make([]*disk, len(all))
 	for i, c := range all {
