@@ -18,9 +18,9 @@ import (
 
 // Limits of one Fetch.
 const (
-	Parallel   = 4        // reads in flight
-	BatchBytes = 32 << 20 // bytes of one ReadRanges, a multiple of catalog.BlockSize
-	BatchParts = 256      // ranges of one ReadRanges
+	Parallel   = 4       // reads in flight
+	BatchBytes = 8 << 20 // bytes of one ReadRanges, a multiple of catalog.BlockSize
+	BatchParts = 256     // ranges of one ReadRanges
 )
 
 // Source is a place that may hold copies of shards: the node's own disks, a
