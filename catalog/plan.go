@@ -67,8 +67,13 @@ func LevelOf(s *SetRecord, parts []PartRecord) Level {
 		}
 		level = min(level, ShardLevel(rank, v.Shard.Root, parts))
 	}
-	if level >= Remote && s.Place == nil {
-		level = Replicated
+	if level < Remote || s.Place != nil {
+		return level
+	}
+	// Without its manifest there, a set is not remote yet, only its shards are.
+	level = Replicated
+	for rank, v := range votes {
+		level = min(level, max(Local, copiesLevel(rank, v.Shard.Root, parts)))
 	}
 	return level
 }
@@ -76,32 +81,39 @@ func LevelOf(s *SetRecord, parts []PartRecord) Level {
 // ShardLevel says how safe one shard of a committed set is: copies count only
 // when they have the root that was voted for.
 func ShardLevel(rank int, root Digest, parts []PartRecord) Level {
-	copies, level := 0, LevelNone
+	level := copiesLevel(rank, root, parts)
 	for i := range parts {
 		for j := range parts[i].Shards {
 			s := &parts[i].Shards[j]
-			if s.Rank != rank || s.Root != root {
+			if s.Rank != rank || s.Root != root || s.Remote == nil {
 				continue
 			}
-			if s.Local && s.Bad == "" {
-				copies++
-			}
-			if s.Remote != nil && !s.Verified.IsZero() {
-				level = Verified
-			} else if s.Remote != nil {
-				level = max(level, Remote)
+			level = max(level, Remote)
+			if !s.Verified.IsZero() {
+				return Verified
 			}
 		}
 	}
-	switch {
-	case level >= Remote:
-		return level
-	case copies >= 2:
-		return Replicated
-	case copies == 1:
+	return level
+}
+
+// copiesLevel counts the copies on nodes alone.
+func copiesLevel(rank int, root Digest, parts []PartRecord) Level {
+	copies := 0
+	for i := range parts {
+		for j := range parts[i].Shards {
+			if s := &parts[i].Shards[j]; s.Rank == rank && s.Root == root && s.Local && s.Bad == "" {
+				copies++
+			}
+		}
+	}
+	switch copies {
+	case 0:
+		return LevelNone
+	case 1:
 		return Local
 	}
-	return LevelNone
+	return Replicated
 }
 
 // SafeToDrop is the one rule of promise 5: node's local copy of a rank's shard

@@ -13,6 +13,8 @@ package shardwriter
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -196,21 +198,10 @@ type pendingSlot struct {
 	Len  int64 `json:"len"`
 }
 
-// RecordName is the journal's name for a shard.
+// RecordName is the journal's name for a shard: short, whatever the run's name.
 func RecordName(id catalog.SetID, rank int) string {
-	return fmt.Sprintf("%s-%05d", escapeName(id.Dir()), rank)
-}
-
-func escapeName(dir string) string {
-	b := make([]byte, 0, len(dir))
-	for _, c := range []byte(dir) {
-		if c == '/' {
-			b = append(b, "=2F"...)
-		} else {
-			b = append(b, c)
-		}
-	}
-	return string(b)
+	sum := sha256.Sum256([]byte(id.ShardName(rank)))
+	return hex.EncodeToString(sum[:16])
 }
 
 // Seal ends the copying. When it returns nil the shard survives the rank and,
