@@ -192,11 +192,10 @@ func (cp *copier) listen(ctx context.Context, full <-chan struct{}) (catalog.Lev
 			}
 		case "free":
 			closeFiles(a.fds)
-			var ref slotRef
 			cp.ses.write.Lock()
-			ref, err = cp.ses.freed(a.m)
+			ref, ok := cp.ses.freed(a.m)
 			cp.ses.write.Unlock()
-			if err == nil {
+			if ok {
 				err = give(ref)
 			}
 		case "sealed":

@@ -44,7 +44,7 @@ func eachPlace(t *testing.T, test func(t *testing.T, away bool)) {
 func TestReadEveryWay(t *testing.T) {
 	eachPlace(t, func(t *testing.T, away bool) {
 		p, _, r, s, want := saved(t)
-		p.away = away
+		p.set(func() { p.away = away })
 		for _, tensor := range r.Tensors() {
 			data := want[tensor.Name]
 			got := make([]byte, len(data))
@@ -145,7 +145,10 @@ func TestBadBlockComesFromElsewhereAndIsReported(t *testing.T) {
 				if got, err := read(r); err != nil || !bytes.Equal(got, s.whole) {
 					t.Errorf("differs: %v", err)
 				}
-				if !slices.Contains(p.bad, s.set.ShardName(0)) {
+				p.mu.Lock()
+				told := slices.Contains(p.bad, s.set.ShardName(0))
+				p.mu.Unlock()
+				if !told {
 					t.Error("the daemon was not told")
 				}
 				local, err := c.Open(t.Context(), "a/b@1", From("local"))
@@ -156,7 +159,7 @@ func TestBadBlockComesFromElsewhereAndIsReported(t *testing.T) {
 				if got, err := read(local); !errors.Is(err, catalog.ErrCorrupt) && !errors.Is(err, io.ErrUnexpectedEOF) {
 					t.Errorf("local only: %d bytes, %v; want ErrCorrupt", len(got), err)
 				}
-				s.whole = nil // and when no copy is good
+				p.set(func() { s.whole = nil }) // and when no copy is good
 				if _, err := read(r); !errors.Is(err, catalog.ErrCorrupt) {
 					t.Errorf("no good copy: %v, want ErrCorrupt", err)
 				}
@@ -166,8 +169,8 @@ func TestBadBlockComesFromElsewhereAndIsReported(t *testing.T) {
 }
 
 func TestSealOfOtherBytesIsCorrupt(t *testing.T) {
-	_, _, r, s, _ := saved(t)
-	s.seal.CRCs[0]++
+	p, _, r, s, _ := saved(t)
+	p.set(func() { s.seal.CRCs[0]++ })
 	b := make([]byte, len(s.whole))
 	if err := r.ReadShard(t.Context(), 0, b); !errors.Is(err, catalog.ErrCorrupt) {
 		t.Errorf("got %v, want ErrCorrupt", err)
@@ -208,6 +211,8 @@ func TestOpenSaysWhatIsMissing(t *testing.T) {
 		t.Errorf("after Close: %v", err)
 	}
 	leases := 0
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for _, m := range p.asked {
 		if m.T == "lease" {
 			leases++
@@ -268,7 +273,7 @@ func TestReadTensorPutsPiecesTogether(t *testing.T) {
 func TestManyReadersAtOnce(t *testing.T) {
 	eachPlace(t, func(t *testing.T, away bool) {
 		p, _, r, s, _ := saved(t)
-		p.away = away
+		p.set(func() { p.away = away })
 		sh, _ := r.Shard(0)
 		defer sh.Close()
 		var wg sync.WaitGroup

@@ -68,6 +68,7 @@ func newPeer(t testing.TB) *peer {
 		attempts: map[string]int{}, shards: map[string]*peerShard{},
 	}
 	p.freed = sync.NewCond(&p.mu)
+	t.Cleanup(func() { closeFiles(p.arena) }) // after serve's
 	p.serve()
 	return p
 }
@@ -187,9 +188,19 @@ func (c *peerConn) handle(m *wire.Message, payload []byte, fds []*os.File) error
 	return fmt.Errorf("%s: %w", m.T, catalog.ErrInvalid)
 }
 
+// set changes the peer while it runs.
+func (p *peer) set(change func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change()
+}
+
 func (c *peerConn) save(m *wire.Message, payload []byte) error {
-	if c.admit != nil {
-		if err := c.admit(m); err != nil {
+	c.mu.Lock()
+	admit := c.admit
+	c.mu.Unlock()
+	if admit != nil {
+		if err := admit(m); err != nil {
 			return err
 		}
 	}
@@ -225,7 +236,6 @@ func (c *peerConn) lend() error {
 				f := os.NewFile(uintptr(fd), "seg")
 				f.Truncate(2 * c.slot)
 				c.arena = append(c.arena, f)
-				c.t.Cleanup(func() { f.Close() })
 			}
 			c.used = make([]bool, c.segments)
 		}
@@ -255,8 +265,11 @@ func (c *peerConn) lend() error {
 }
 
 func (c *peerConn) take(m *wire.Message) error {
-	if c.slotf != nil {
-		if err := c.slotf(c.n, m); err != nil {
+	c.mu.Lock()
+	slotf := c.slotf
+	c.mu.Unlock()
+	if slotf != nil {
+		if err := slotf(c.n, m); err != nil {
 			return err
 		}
 	}
@@ -305,8 +318,21 @@ func (p *peer) find(set string, rank int) (*peerShard, error) {
 	return s, nil
 }
 
+// seen is a copy of what find gives, and whether shards are away.
+func (p *peer) seen(set string, rank int) (*peerShard, bool, error) {
+	s, err := p.find(set, rank)
+	if err != nil {
+		return nil, false, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c, seal := *s, *s.seal
+	c.seal = &seal
+	return &c, p.away, nil
+}
+
 func (c *peerConn) load(m *wire.Message, fds []*os.File) error {
-	s, err := c.find(m.Set, m.Rank)
+	s, away, err := c.seen(m.Set, m.Rank)
 	if err != nil {
 		return err
 	}
@@ -318,7 +344,7 @@ func (c *peerConn) load(m *wire.Message, fds []*os.File) error {
 	if m.Seal {
 		payload = s.seal.Marshal()
 	}
-	if !c.away && m.From != "remote" && m.From != "peer" {
+	if !away && m.From != "remote" && m.From != "peer" {
 		f, err := os.Open(s.path)
 		if err != nil {
 			return err

@@ -94,6 +94,8 @@ func TestSaveBringsEveryByte(t *testing.T) {
 					t.Errorf("meta is %v", r.Header().Meta)
 				}
 			}
+			p.mu.Lock()
+			defer p.mu.Unlock()
 			if p.held == 0 {
 				t.Error("the second save did not use the mappings of the first")
 			}
@@ -189,25 +191,29 @@ func TestSaveKeepsTheClassOfARefusal(t *testing.T) {
 	if _, err := commit(t.Context(), c, 1, []byte("x")); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("again: %v, want ErrExist", err)
 	}
-	p.admit = func(*wire.Message) error {
-		return wire.WithHint(fmt.Errorf("%w: 3 GB short", catalog.ErrNoSpace), "prune it")
-	}
+	p.set(func() {
+		p.admit = func(*wire.Message) error {
+			return wire.WithHint(fmt.Errorf("%w: 3 GB short", catalog.ErrNoSpace), "prune it")
+		}
+	})
 	_, err := commit(t.Context(), c, 2, []byte("x"))
 	if e := wire.ErrorOf(err); !errors.Is(err, catalog.ErrNoSpace) || e.Hint != "prune it" {
 		t.Errorf("got %v, hint %q", err, e.Hint)
 	}
-	p.admit = nil
+	p.set(func() { p.admit = nil })
 	// A failure in the middle is told too, though the client is still sending.
-	p.slotf = func(n int, _ *wire.Message) error {
-		if n == 2 {
-			return fmt.Errorf("the disk died: %w", catalog.ErrNoSpace)
+	p.set(func() {
+		p.slotf = func(n int, _ *wire.Message) error {
+			if n == 2 {
+				return fmt.Errorf("the disk died: %w", catalog.ErrNoSpace)
+			}
+			return nil
 		}
-		return nil
-	}
+	})
 	if _, err := commit(t.Context(), c, 3, random(20<<20)); !errors.Is(err, catalog.ErrNoSpace) {
 		t.Errorf("in the middle: %v, want ErrNoSpace", err)
 	}
-	p.slotf = nil
+	p.set(func() { p.slotf = nil })
 	save(t, c, 3) // and the client goes on
 }
 
@@ -259,21 +265,23 @@ func TestCancelledSaveReturnsAtOnceAndLeavesNothing(t *testing.T) {
 	p := newPeer(t)
 	c := p.dial()
 	ctx, cancel := context.WithCancel(t.Context())
-	p.slotf = func(n int, _ *wire.Message) error {
-		if n == 1 {
-			cancel()
-			<-ctx.Done()
-			return errHangUp
+	p.set(func() {
+		p.slotf = func(n int, _ *wire.Message) error {
+			if n == 1 {
+				cancel()
+				<-ctx.Done()
+				return errHangUp
+			}
+			return nil
 		}
-		return nil
-	}
+	})
 	if _, err := commit(ctx, c, 1, random(20<<20)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want Canceled", err)
 	}
 	if _, err := p.find("a/b@1#1", 0); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("a cancelled save left a shard")
 	}
-	p.slotf = nil
+	p.set(func() { p.slotf = nil })
 	save(t, c, 1)
 }
 

@@ -68,14 +68,16 @@ func (s *session) lend(m *wire.Message, fds []*os.File) ([]slotRef, error) {
 	return slots, nil
 }
 
-// freed is the slot of a free message.
-func (s *session) freed(m *wire.Message) (slotRef, error) {
+// freed is the slot of a free message; false when it is of the save before,
+// whose slots the daemon frees as it writes them, and which it took back with
+// its answer to seal.
+func (s *session) freed(m *wire.Message) (slotRef, bool) {
 	g := s.segs[m.Seg]
 	if g == nil || !g.lent || m.Slot < 0 || m.Slot >= len(g.busy) || !g.busy[m.Slot] {
-		return slotRef{}, fmt.Errorf("free: %w: slot %d of segment %d was not submitted", catalog.ErrUnavailable, m.Slot, m.Seg)
+		return slotRef{}, false
 	}
 	g.busy[m.Slot] = false
-	return slotRef{g, m.Slot}, nil
+	return slotRef{g, m.Slot}, true
 }
 
 // returned notes that the daemon took everything back.
