@@ -18,9 +18,9 @@ import (
 
 // Eight readers of one shard at once cost the bytes of one.
 func TestFlightReadsOnce(t *testing.T) {
-	w, shard := oneShard(10*BatchBytes + 777)
+	w, shard := oneShard(3*BatchBytes + 777)
 	remote := &memSource{t: t, w: w, name: "remote"}
-	f := NewFlight(FlightOptions{Memory: 12 * BatchBytes})
+	f := NewFlight(FlightOptions{Memory: 4 * BatchBytes})
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {

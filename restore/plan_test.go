@@ -259,6 +259,65 @@ func TestRangesOfColumns(t *testing.T) {
 	}
 }
 
+// Columns wanted one by one are fetched in the order of the shard.
+func TestRangesOfSeveralColumns(t *testing.T) {
+	const mib = 1 << 20
+	m := &catalog.Manifest{Set: catalog.SetID{Run: "r", Step: 1, Attempt: 1}, Shards: []catalog.Shard{{Size: 24 * mib,
+		Tensors: []catalog.Tensor{{Name: "w", DType: "U8", Shape: []int64{2, 12 * mib}, Size: 24 * mib}}}}}
+	p, err := NewPlan(m, Want{Pieces: []Piece{{"w", []int64{0, 6 * mib}, []int64{2, 1}}, {"w", []int64{0, 0}, []int64{2, 1}}, {"w", []int64{0, 8 * mib}, []int64{2, 1}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := p.Ranges(0), [][2]int64{{0, mib}, {6 * mib, 3 * mib}, {12 * mib, mib}, {18 * mib, 3 * mib}}; !slices.Equal(got, want) {
+		t.Errorf("ranges %v, want %v", got, want)
+	}
+	if got, want := p.FetchBytes(), int64(8*mib); got != want {
+		t.Errorf("FetchBytes = %d, want %d", got, want)
+	}
+	if got := p.Ranges(7); got != nil {
+		t.Errorf("ranges of a rank that is not read: %v", got)
+	}
+}
+
+// Whatever a manifest says, a plan of it keeps to its shards.
+func FuzzNewPlan(f *testing.F) {
+	rnd := rand.New(rand.NewPCG(8, 8))
+	for _, w := range []*world{rows(), randomWorld(rnd), randomWorld(rnd), randomWorld(rnd)} {
+		b, _, err := w.m.Marshal()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := catalog.ParseManifest(b, catalog.Digest{})
+		if err != nil {
+			return
+		}
+		for _, want := range []Want{{}, {Ranks: []int{0}}, {Only: []string{"*w*"}}} {
+			p, err := NewPlan(m, want)
+			if err != nil {
+				if !errors.Is(err, catalog.ErrCorrupt) && !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("error without a fitting class: %v", err)
+				}
+				continue
+			}
+			for _, r := range p.Reads {
+				if r.Off < 0 || r.Len <= 0 || r.Off+r.Len > m.Shards[r.Rank].Size || r.At < 0 || r.At >= p.Outputs[r.Out].Size {
+					t.Errorf("read %+v of a shard of %d bytes into %d", r, m.Shards[r.Rank].Size, p.Outputs[r.Out].Size)
+				}
+			}
+			for _, rank := range p.Ranks() {
+				for _, r := range p.Ranges(rank) {
+					if r[0] < 0 || r[1] <= 0 || r[0]+r[1] > m.Shards[rank].Size {
+						t.Errorf("range %v of a shard of %d bytes", r, m.Shards[rank].Size)
+					}
+				}
+			}
+		}
+	})
+}
+
 func TestDistance(t *testing.T) {
 	for _, c := range []struct {
 		a, b string
