@@ -121,9 +121,10 @@ func median(ratios []float64) float64 {
 // BenchmarkDurable compares ingests until Commit with the plain writer, in
 // turns: "ratio" is the median of the pairs' ratios of bytes per second.
 func BenchmarkDurable(b *testing.B) {
-	for _, writers := range []int{1, 4} {
-		b.Run(fmt.Sprintf("writers=%d", writers), func(b *testing.B) {
-			src := source(b, 512*mib/writers)
+	for _, c := range []struct{ writers, size int }{{1, 512 * mib}, {4, 128 * mib}, {1, 32 * mib}, {4, 32 * mib}} {
+		writers := c.writers
+		b.Run(fmt.Sprintf("writers=%d/MiB=%d", writers, c.size/mib), func(b *testing.B) {
+			src := source(b, c.size)
 			tier, dir := openOS(b, Options{})
 			var ratios, rates []float64
 			for b.Loop() {

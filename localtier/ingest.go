@@ -308,14 +308,14 @@ func (in *Ingest) publish(seal *catalog.Seal) error {
 			return err
 		}
 	}
-	if err := in.f.Sync(); err != nil {
+	t := in.t
+	if err := t.harden(in.f, in.staging, seal); err != nil {
 		return err
 	}
-	t := in.t
 	l := t.lockOf(in.name)
 	l.Lock()
 	defer l.Unlock()
-	if err := t.publish(in.d, in.name, in.staging, seal); err != nil {
+	if err := t.publish(in.d, in.name, in.staging); err != nil {
 		return err
 	}
 	t.show(t.entryOf(in.d, seal, time.Now()))

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"path"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -39,20 +40,29 @@ func (t *Tier) readFile(name string, limit int64) ([]byte, error) {
 
 // writeFile makes a new file with b in it and syncs its bytes, not its name.
 func (t *Tier) writeFile(name string, b []byte) error {
-	f, err := t.fsys.Create(name, vfs.Opt{})
+	f, err := t.newFile(name, b)
 	if err != nil {
 		return err
 	}
-	if len(b) > 0 {
-		_, err = f.WriteAt(b, 0)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
+	err = f.Sync()
 	if err = errors.Join(err, f.Close()); err != nil {
 		err = errors.Join(err, t.fsys.Remove(name))
 	}
 	return err
+}
+
+// newFile makes a new file with b in it, not synced.
+func (t *Tier) newFile(name string, b []byte) (vfs.File, error) {
+	f, err := t.fsys.Create(name, vfs.Opt{})
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > 0 {
+		if _, err := f.WriteAt(b, 0); err != nil {
+			return nil, errors.Join(err, f.Close(), t.fsys.Remove(name))
+		}
+	}
+	return f, nil
 }
 
 // replaceFile writes b to name atomically and durably.
@@ -115,15 +125,28 @@ func (t *Tier) folder(d *disk, name string) error {
 	return nil
 }
 
-// publish moves a synced staging file and its seal into place. The bytes and
-// the seal are durable before either gets its name, so that whatever a crash
-// leaves of the two names is either the whole blob or recognisably garbage.
-// The blob's name lock is held.
-func (t *Tier) publish(d *disk, name, staging string, seal *catalog.Seal) (err error) {
-	sealTmp := staging + sealSuffix + tmpSuffix
-	if err := t.writeFile(sealTmp, seal.Marshal()); err != nil {
-		return err
+func sealTmp(staging string) string { return staging + sealSuffix + tmpSuffix }
+
+// harden makes the bytes of a staging file durable, and its seal beside it:
+// both at once, so that a journaling file system makes one commit of them.
+func (t *Tier) harden(f vfs.File, staging string, seal *catalog.Seal) error {
+	var wg sync.WaitGroup
+	var sealErr error
+	wg.Go(func() { sealErr = t.writeFile(sealTmp(staging), seal.Marshal()) })
+	err := f.Sync()
+	wg.Wait()
+	if err != nil && sealErr == nil {
+		t.fsys.Remove(sealTmp(staging))
 	}
+	return errors.Join(err, sealErr)
+}
+
+// publish moves a staging file and its seal into place. Both are durable
+// before either gets its name (see harden), so that whatever a crash leaves of
+// the two names is either the whole blob or recognisably garbage. The blob's
+// name lock is held.
+func (t *Tier) publish(d *disk, name, staging string) (err error) {
+	sealTmp := sealTmp(staging)
 	t.tree.RLock()
 	defer t.tree.RUnlock()
 	data, sealed := d.data(name), d.seal(name)

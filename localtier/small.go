@@ -60,13 +60,14 @@ func (t *Tier) put(ctx context.Context, name string, b []byte) error {
 	}
 	d := disks[0]
 	tmp := t.stagingName(d)
-	err = t.writeFile(tmp, b)
+	f, err := t.newFile(tmp, b)
 	if err == nil {
-		if old == nil {
-			err = t.publish(d, name, tmp, seal)
-		} else {
+		if err = t.harden(f, tmp, seal); err == nil && old == nil {
+			err = t.publish(d, name, tmp)
+		} else if err == nil {
 			err = t.replace(old, tmp, seal)
 		}
+		f.Close()
 		if err != nil {
 			t.fsys.Remove(tmp)
 		}
@@ -82,20 +83,18 @@ func (t *Tier) put(ctx context.Context, name string, b []byte) error {
 }
 
 // replace exchanges a blob's bytes. Two names cannot change at once, so the
-// new seal first stands beside the old one: at every moment the bytes fit one
+// new seal (durable in staging, see harden) first stands beside the old one: at every moment the bytes fit one
 // of the two, and settle finds out which.
 func (t *Tier) replace(old *entry, tmp string, seal *catalog.Seal) error {
 	d, name := old.disk, seal.Name
 	data, next := d.data(name), d.nextSeal(name)
 	dir := filepath.Dir(data)
+	sealTmp := sealTmp(tmp)
 	if old.pending {
 		if err := t.settle(old); err != nil {
+			t.fsys.Remove(sealTmp)
 			return err
 		}
-	}
-	sealTmp := tmp + sealSuffix + tmpSuffix
-	if err := t.writeFile(sealTmp, seal.Marshal()); err != nil {
-		return err
 	}
 	e := t.entryOf(d, seal, time.Now())
 	err := t.fsys.Rename(sealTmp, next)
