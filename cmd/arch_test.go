@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -62,7 +63,7 @@ var foreign = map[string][]string{
 	"golang.org/x/sync/":               nil,
 	"golang.org/x/time/rate":           {"remotetier", "ckptd"},
 	"github.com/cloudwego/hertz/":      {"ckptd"},
-	"github.com/nats-io/":              {"catalog/natscatalog"},
+	"github.com/nats-io/":              {"catalog/natscatalog", "cmd/ckptd"},
 	"github.com/klauspost/reedsolomon": {"remotetier"},
 	"github.com/klauspost/compress/":   {"ckptd", "remotetier"},
 	"github.com/zeebo/blake3":          {"remotetier"},
@@ -215,6 +216,31 @@ func TestLayers(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestEveryDependencyIsExplained: a dependency is a decision, one line in go.mod and one in README.md.
+func TestEveryDependencyIsExplained(t *testing.T) {
+	gomod, err := os.ReadFile("../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(gomod)) {
+		fields := strings.Fields(line)
+		if !strings.HasPrefix(line, "\t") || len(fields) < 2 || strings.Contains(line, "// indirect") {
+			continue
+		}
+		name := strings.TrimPrefix(fields[0], "github.com/")
+		if head, last := path.Split(name); len(last) == 2 && last[0] == 'v' {
+			name = path.Clean(head) // a major version is not part of the name
+		}
+		if !strings.Contains(string(readme), name) && !strings.Contains(string(readme), path.Base(name)) {
+			t.Errorf("README.md does not say what %s is for", fields[0])
+		}
+	}
 }
 
 // usersOf gives the packages that may import imp, by the longest row that fits.
