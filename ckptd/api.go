@@ -533,6 +533,9 @@ func (n *Node) postPrune(ctx context.Context, c *app.RequestContext) error {
 	if *r == (catalog.Retention{}) {
 		return wire.WithHint(fmt.Errorf("prune %s: %w: no rule says what to keep", run, catalog.ErrInvalid), "give one, as --keep-last 3, or set the run's policy")
 	}
+	if err := r.Check(); err != nil {
+		return fmt.Errorf("prune %s: %w", run, err)
+	}
 	keep, remove, err := n.prune(ctx, run, *r, q.DryRun)
 	if err != nil {
 		return err

@@ -37,6 +37,7 @@ func (n *Node) campaign(ctx context.Context) error {
 			leading = false
 		case leads && !leading:
 			end, leading = n.startLeading(ctx), true
+			n.kickFollow.now() // the records on the remote tier are this node's now
 		}
 		select {
 		case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -179,12 +180,12 @@ func (n *Node) state(ctx context.Context, id catalog.SetID, rank int, root catal
 	return err
 }
 
-// localBad takes a local copy that failed its check out of service: the bytes
-// are kept aside, the statement says so, and the level follows.
+// localBad takes a local copy that failed its check, or is gone, out of
+// service: the bytes are kept aside, the statement says so, and the level follows.
 func (n *Node) localBad(ctx context.Context, id catalog.SetID, rank int, cause error) error {
 	name := id.ShardName(rank)
 	w, _ := n.inv.get(id)
-	if err := n.local.Quarantine(ctx, name, cause); err != nil {
+	if err := n.local.Quarantine(ctx, name, cause); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(cause, fmt.Errorf("quarantine %s: %w", name, err))
 	}
 	n.inv.drop(id, rank)

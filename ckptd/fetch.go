@@ -101,9 +101,9 @@ func (s *session) loadLocal(ctx context.Context, m *wire.Message, where location
 	n, id := s.n, where.ref.Set
 	name := id.ShardName(where.ref.Rank)
 	b, err := n.local.Open(name)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !where.local {
 		return false, nil
-	} else if err != nil {
+	} else if err != nil { // also when a file that should be here is gone
 		return false, n.localBad(ctx, id, where.ref.Rank, err)
 	}
 	defer b.Close()

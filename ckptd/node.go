@@ -98,8 +98,8 @@ type Node struct {
 	stats   Stats
 	peers   peerClient
 
-	kickVote, kickDrain, kickCollect, kickEvict, kickLead kick
-	finishing                                             sync.WaitGroup // sealed shards being written
+	kickVote, kickDrain, kickCollect, kickEvict, kickLead, kickFollow kick
+	finishing                                                         sync.WaitGroup // sealed shards being written
 
 	trouble struct {
 		sync.Mutex
@@ -122,7 +122,7 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	n := &Node{
 		cfg: cfg, cat: t.Catalog, local: t.Local, arena: t.Arena, remote: t.Remote,
 		log: cfg.Log, started: time.Now(),
-		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(),
+		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(), kickFollow: newKick(),
 	}
 	n.elector = catalog.Elector{Catalog: t.Catalog, Node: cfg.Name, TTL: cfg.LeaseTTL}
 	n.trouble.lines = make(map[string]string)
@@ -188,7 +188,7 @@ func (k kick) now() {
 }
 
 // maxBackoff bounds the pause after a duty failed.
-const maxBackoff = time.Minute
+const maxBackoff = 15 * time.Second
 
 // loop carries out a duty when kicked and every so often, and tries again
 // with backoff and jitter when it failed. A failure is loud, never fatal.

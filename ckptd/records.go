@@ -23,47 +23,75 @@ func runRecordName(run catalog.Run) string { return string(run) + "/run.json" }
 
 // follow watches the sets and keeps the copies of the records up to date.
 func (n *Node) follow(ctx context.Context) error {
-	for ctx.Err() == nil {
-		for rec := range n.cat.Watch(ctx, "", true) {
-			switch rec.State {
-			case catalog.Committed:
-				n.kickDrain.now()
-			case catalog.Pruned, catalog.Aborted:
-				n.kickCollect.now()
+	changes := n.cat.Watch(ctx, "", true)
+	for {
+		var recs []catalog.SetRecord
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case rec, ok := <-changes:
+			if !ok { // fell behind: from the start
+				changes = n.cat.Watch(ctx, "", true)
+				continue
 			}
-			err := n.copyRecord(ctx, rec)
-			n.setTrouble("records", err)
-			if err != nil && ctx.Err() == nil {
-				n.log.Warn("record not copied", "set", rec.SetID.String(), "err", err)
+			recs = append(recs, rec)
+		case <-n.kickFollow: // this node has begun to lead
+			recs, _ = n.cat.Known("")
+		}
+		for _, rec := range recs {
+			n.changed(ctx, rec)
+		}
+	}
+}
+
+// changed reacts to a set's record.
+func (n *Node) changed(ctx context.Context, rec catalog.SetRecord) {
+	switch rec.State {
+	case catalog.Committed:
+		n.kickDrain.now()
+	case catalog.Pruned, catalog.Aborted:
+		n.kickCollect.now()
+		if w, ok := n.inv.get(rec.SetID); ok && len(w.shards) == 0 {
+			if _, known := n.cat.KnownSet(rec.SetID); !known {
+				n.inv.forget(rec.SetID)
 			}
 		}
 	}
-	return ctx.Err()
+	err := n.copyRecord(ctx, rec)
+	n.setTrouble("records", err)
+	if err != nil && ctx.Err() == nil {
+		n.log.Warn("record not copied", "set", rec.SetID.String(), "err", err)
+	}
 }
 
-// copyRecord writes set.json beside the shards this node holds, and, as
-// coordinator, onto the remote tier.
+// copyRecord writes set.json, as coordinator, onto the remote tier, and then
+// beside the shards this node holds: a local copy of some version means that
+// this node has nothing left to publish of it.
 func (n *Node) copyRecord(ctx context.Context, rec catalog.SetRecord) error {
 	if rec.State == catalog.Writing || rec.State == catalog.Aborted {
+		return nil
+	}
+	holds := n.holds(rec)
+	if holds && n.copiedVersion(rec.SetID) >= rec.Version {
 		return nil
 	}
 	b, err := json.Marshal(rec)
 	if err != nil {
 		return fmt.Errorf("record of %v: %w", rec.SetID, err)
 	}
-	var errs []error
-	if n.holds(rec) && n.copiedVersion(rec.SetID) < rec.Version {
-		if err := n.local.Put(ctx, rec.RecordName(), b); err != nil {
-			errs = append(errs, err)
-		} else {
-			n.setCopied(rec.SetID, rec.Version)
-			errs = append(errs, n.copyRun(ctx, rec.Run, false))
+	if n.remote != nil && n.leader() == n.cfg.Name && rec.Place != nil {
+		if err := n.publishRecord(ctx, rec, b); err != nil {
+			return err
 		}
 	}
-	if n.remote != nil && n.leader() == n.cfg.Name && rec.Place != nil {
-		errs = append(errs, n.publishRecord(ctx, rec, b))
+	if !holds {
+		return nil
 	}
-	return errors.Join(errs...)
+	if err := n.local.Put(ctx, rec.RecordName(), b); err != nil {
+		return err
+	}
+	n.setCopied(rec.SetID, rec.Version)
+	return n.copyRun(ctx, rec.Run, false)
 }
 
 // publishRecord puts set.json on the remote tier unless that version is there.
@@ -160,10 +188,11 @@ func (n *Node) holds(rec catalog.SetRecord) bool {
 	return err == nil
 }
 
-func (n *Node) copiedVersion(id catalog.SetID) int64 {
+func (n *Node) copiedVersion(id catalog.SetID) (v int64) {
 	n.inv.mu.Lock()
-	h := n.inv.of(id)
-	v := h.copied
+	if h := n.inv.mu.sets[id]; h != nil {
+		v = h.copied
+	}
 	n.inv.mu.Unlock()
 	if v != 0 {
 		return v

@@ -40,6 +40,10 @@ type saving struct {
 	lent     []*localtier.Segment
 }
 
+// saveIdle is how long a save may stand still before its memory and its room
+// on disk are taken back.
+const saveIdle = 10 * time.Minute
+
 var sessionSeq struct {
 	sync.Mutex
 	n int
@@ -63,6 +67,16 @@ func (n *Node) session(ctx context.Context, c *net.UnixConn, uid uint32) error {
 		return err
 	}
 	for first := true; ; first = false {
+		if !first {
+			// A rank that hangs between two slots must not hold memory for ever.
+			var until time.Time
+			if s.saving != nil {
+				until = time.Now().Add(saveIdle)
+			}
+			if err := c.SetReadDeadline(until); err != nil {
+				return err
+			}
+		}
 		m, payload, fds, err := s.conn.Read()
 		if err != nil {
 			if errors.Is(err, catalog.ErrInvalid) {
@@ -77,9 +91,6 @@ func (n *Node) session(ctx context.Context, c *net.UnixConn, uid uint32) error {
 			if m.T != "hello" || m.Version != wire.Version {
 				s.send(wire.ErrorMessage(fmt.Errorf("%w: want hello of version %d, got %s of version %d; update the SDK or the daemon", catalog.ErrInvalid, wire.Version, m.T, m.Version)), nil)
 				return nil
-			}
-			if err := c.SetReadDeadline(time.Time{}); err != nil {
-				return err
 			}
 		}
 		err = s.handle(ctx, m, payload, fds)
@@ -193,7 +204,11 @@ func (s *session) save(ctx context.Context, m *wire.Message, header []byte) erro
 // lend gives the client memory: as much as the shard needs, or as there is.
 func (s *session) lend(ctx context.Context, sv *saving) error {
 	want := int((sv.size + s.n.arena.SegmentSize() - 1) / s.n.arena.SegmentSize())
-	segs, err := s.n.arena.LendTo(ctx, s.holder, s.uid, want)
+	prefer := make(map[int]bool, len(s.mapped))
+	for id := range s.mapped {
+		prefer[id] = true
+	}
+	segs, err := s.n.arena.LendTo(ctx, s.holder, s.uid, want, prefer)
 	if err != nil {
 		return fmt.Errorf("arena: %w", err)
 	}
@@ -374,7 +389,12 @@ func (n *Node) resumeShard(ctx context.Context, name string, b []byte) error {
 	}
 	var segs []*localtier.Segment
 	byID := make(map[int]*localtier.Segment)
+	// What can never be finished is dropped; anything else is left for the
+	// next start, with its segments.
 	fail := func(err error) error {
+		if !errors.Is(err, catalog.ErrCorrupt) && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 		n.arena.Return(segs...)
 		return errors.Join(err, n.arena.DropRecord(name))
 	}

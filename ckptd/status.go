@@ -117,8 +117,7 @@ func (n *Node) checkPolicy(p catalog.Policy) error {
 	if p.Incomplete < 0 {
 		return fmt.Errorf("incomplete: %w: it is negative", catalog.ErrInvalid)
 	}
-	_, _, err := catalog.ParseKeepBest(p.Retention.KeepBest)
-	return err
+	return p.Retention.Check()
 }
 
 // getMetrics is the Prometheus text format, version 0.0.4.

@@ -15,6 +15,7 @@ import (
 type waiter struct {
 	session string
 	want    int
+	prefer  map[int]bool // segments the client has mapped already
 	got     []*Segment
 	ready   chan struct{} // closed when got is set, or the arena has closed
 }
@@ -31,12 +32,13 @@ func (a *Arena) Lend(ctx context.Context, uid uint32, want int) ([]*Segment, err
 
 // LendTo lends at least one segment and at most want to a session of a user.
 // Sessions are served in the order of asking; while several ask, none gets
-// more than an equal share of the arena, counting what it already has.
-func (a *Arena) LendTo(ctx context.Context, session string, uid uint32, want int) ([]*Segment, error) {
+// more than an equal share of the arena, counting what it already has. Free
+// segments that it prefers, because it has them mapped, are taken first.
+func (a *Arena) LendTo(ctx context.Context, session string, uid uint32, want int, prefer map[int]bool) ([]*Segment, error) {
 	if want < 1 {
 		return nil, fmt.Errorf("lend: %w: %d segments", catalog.ErrInvalid, want)
 	}
-	w := &waiter{session: session, want: want, ready: make(chan struct{})}
+	w := &waiter{session: session, want: want, prefer: prefer, ready: make(chan struct{})}
 	a.mu.Lock()
 	if a.mu.closed {
 		a.mu.Unlock()
@@ -119,6 +121,9 @@ func (a *Arena) serve() {
 		i, n := a.next()
 		w := a.mu.queue[i]
 		a.mu.queue = slices.Delete(a.mu.queue, i, i+1)
+		slices.SortStableFunc(a.mu.free, func(x, y *Segment) int { // false before true
+			return boolToInt(!w.prefer[x.id]) - boolToInt(!w.prefer[y.id])
+		})
 		w.got = slices.Clone(a.mu.free[:n])
 		a.mu.free = slices.Delete(a.mu.free, 0, n)
 		for _, s := range w.got {
@@ -127,6 +132,13 @@ func (a *Arena) serve() {
 		a.mu.held[w.session] += n
 		close(w.ready)
 	}
+}
+
+func boolToInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // next chooses who is served, and with how many segments.

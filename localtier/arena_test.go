@@ -43,7 +43,7 @@ var small = ArenaOptions{Size: 8 * mib, Segment: 2 * mib, Slot: mib}
 
 func lend(t testing.TB, a *Arena, session string, uid uint32, want int) []*Segment {
 	t.Helper()
-	segs, err := a.LendTo(t.Context(), session, uid, want)
+	segs, err := a.LendTo(t.Context(), session, uid, want, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestPromise8Fairness(t *testing.T) {
 		var wg sync.WaitGroup
 		for _, name := range []string{"greedy", "b", "c"} {
 			wg.Go(func() {
-				segs, err := a.LendTo(t.Context(), name, 1, 4)
+				segs, err := a.LendTo(t.Context(), name, 1, 4, nil)
 				if err != nil {
 					t.Error(err)
 				}
