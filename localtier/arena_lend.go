@@ -27,7 +27,7 @@ func (a *Arena) Lend(ctx context.Context, uid uint32, want int) ([]*Segment, err
 	a.mu.calls++
 	session := fmt.Sprintf("call %d", a.mu.calls)
 	a.mu.Unlock()
-	return a.LendTo(ctx, session, uid, want)
+	return a.LendTo(ctx, session, uid, want, nil)
 }
 
 // LendTo lends at least one segment and at most want to a session of a user.
