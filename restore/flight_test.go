@@ -85,6 +85,42 @@ func TestFlightMemory(t *testing.T) {
 	}
 }
 
+// Reads that find no memory left go on beside the others, unshared.
+func TestFlightFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, shard := oneShard(5000)
+		gate := make(chan struct{})
+		var now atomic.Int64
+		src := &memSource{t: t, w: w, name: "remote", hook: func(ShardRef, [][2]int64) error {
+			now.Add(1)
+			<-gate
+			return nil
+		}}
+		f := NewFlight(FlightOptions{Memory: 2500})
+		var wg sync.WaitGroup
+		for i := range 10 { // two for each of five ranges
+			wg.Go(func() {
+				got, off := make(bytesAt, shard.Size), int64(i%5)*1000
+				if _, err := f.Share(src).ReadRanges(t.Context(), shard, [][2]int64{{off, 1000}}, got); err != nil || !bytes.Equal(got[off:off+1000], w.shards[0][off:off+1000]) {
+					t.Errorf("range at %d differs, error %v", off, err)
+				}
+			})
+		}
+		synctest.Wait()
+		// Two ranges have a leg, with one reading and one waiting; three are read by both.
+		if got := now.Load(); got != 8 {
+			t.Errorf("%d reads under way, want 8", got)
+		}
+		f.mu.Lock()
+		if f.mu.used != 2000 {
+			t.Errorf("%d bytes in use, want 2000", f.mu.used)
+		}
+		f.mu.Unlock()
+		close(gate)
+		wg.Wait()
+	})
+}
+
 // When the one that reads gives up, another one of those who wait reads.
 func TestFlightLeaderGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -232,6 +232,22 @@ func TestSpread(t *testing.T) {
 	}
 }
 
+// Parts of one copy are not fetched from two ranks, however large it is.
+func TestSpreadKeepsACopyTogether(t *testing.T) {
+	const size = 3 * SpreadBytes
+	m := &catalog.Manifest{Set: catalog.SetID{Run: "r", Step: 1, Attempt: 1}}
+	for r := range 2 {
+		m.Shards = append(m.Shards, catalog.Shard{Rank: r, Size: size, Tensors: []catalog.Tensor{{Name: "w", DType: "U8", Shape: []int64{size}, Size: size}}})
+	}
+	p, err := NewPlan(m, Want{Pieces: []Piece{{"w", []int64{0}, []int64{2 * SpreadBytes}}, {"w", []int64{SpreadBytes}, []int64{2 * SpreadBytes}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := p.Ranks(), []int{0}; !slices.Equal(got, want) {
+		t.Errorf("reads ranks %v, want %v", got, want)
+	}
+}
+
 // Columns far apart are fetched apart; columns near each other in one go.
 func TestRangesOfColumns(t *testing.T) {
 	const mib = 1 << 20

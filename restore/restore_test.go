@@ -230,6 +230,9 @@ func split(rnd *rand.Rand, n int64, parts int, step int64) []int64 {
 // columns, in grids, with several replicas, overlapping, and own to a rank.
 func randomWorld(rnd *rand.Rand) *world {
 	ranks := 1 + rnd.IntN(6)
+	if rnd.IntN(4) == 0 {
+		ranks = 8 + rnd.IntN(16) // enough for cells to be searched rather than tried
+	}
 	w := newWorld(rnd, ranks)
 	dtypes := []catalog.DType{"F32", "BF16", "U8", "F64", "F4"}
 	for i := range 1 + rnd.IntN(5) {
@@ -253,6 +256,8 @@ func randomWorld(rnd *rand.Rand) *world {
 					w.put(r, catalog.Tensor{Name: name, DType: dtype, Shape: shape}, t.data, 50)
 				}
 			}
+		case ranks > 2 && rnd.IntN(3) == 0:
+			w.overlap(name, t, step)
 		default:
 			w.grid(name, t, step)
 		}
@@ -270,13 +275,14 @@ func randomWorld(rnd *rand.Rand) *world {
 // has one already gets none, so what is left over is widened to the whole.
 func (w *world) grid(name string, t whole, step int64) {
 	var boxes []box
+	ranks := len(w.shards)
 	cuts := make([][]int64, len(t.shape))
 	for d, n := range t.shape {
 		s := int64(1)
 		if d == len(t.shape)-1 {
 			s = step
 		}
-		cuts[d] = split(w.rnd, n, 3, s)
+		cuts[d] = split(w.rnd, n, 3+ranks/4, s)
 	}
 	var walk func(b box)
 	walk = func(b box) {
@@ -291,7 +297,6 @@ func (w *world) grid(name string, t whole, step int64) {
 	}
 	walk(box{})
 	w.rnd.Shuffle(len(boxes), func(i, j int) { boxes[i], boxes[j] = boxes[j], boxes[i] })
-	ranks := len(w.shards)
 	full := box{make([]int64, len(t.shape)), t.shape}
 	for r := range ranks {
 		switch {
@@ -303,6 +308,41 @@ func (w *world) grid(name string, t whole, step int64) {
 			b := boxes[w.rnd.IntN(len(boxes))] // a replica
 			w.piece(r, name, b.start, b.shape, 50)
 		}
+	}
+}
+
+// overlap cuts a tensor into two halves and adds random boxes over both: no
+// job shards so, but a plan must hold for whatever the pieces are.
+func (w *world) overlap(name string, t whole, step int64) {
+	d := w.rnd.IntN(len(t.shape))
+	if d < len(t.shape)-1 {
+		step = 1
+	}
+	at := w.rnd.Int64N(t.shape[d]/step+1) * step
+	half := func(from, to int64) (start, shape []int64) {
+		start, shape = make([]int64, len(t.shape)), slices.Clone(t.shape)
+		start[d], shape[d] = from, to-from
+		return start, shape
+	}
+	a, b := w.rnd.IntN(len(w.shards)), w.rnd.IntN(len(w.shards)-1)
+	if b >= a {
+		b++
+	}
+	for r := range w.shards {
+		var start, shape []int64
+		switch r {
+		case a:
+			start, shape = half(0, at)
+		case b:
+			start, shape = half(at, t.shape[d])
+		default:
+			p := w.randomPiece(name)
+			if p.Start == nil {
+				continue
+			}
+			start, shape = p.Start, p.Shape
+		}
+		w.piece(r, name, start, shape, 50)
 	}
 }
 
@@ -330,7 +370,7 @@ func TestAnyShapeFromAny(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
-	n := 3000
+	n := 2000
 	if testing.Short() {
 		n = 300
 	}
