@@ -222,32 +222,41 @@ func (p *put) sumStripe(b *batch, s int64, hash *blake3.Hasher, check *sealCheck
 		for len(unit) > 0 {
 			block := unit[:min(stripe.Block, len(unit))]
 			unit = unit[len(block):]
+			valid := block[:max(0, min(int64(len(block)), left))] // padding follows the blob's end
+			left -= int64(len(valid))
+			_, _ = hash.Write(valid) // never fails; slower than memory, so it goes first
 			crc := crcOf(block)
 			p.sums[i] = append(p.sums[i], crc)
 			var err error
 			if whole {
 				err = check.block(crc)
-			} else { // its blocks are not aligned with the seal's, and it ends in padding
-				block = block[:max(0, min(int64(len(block)), left))]
-				err = check.bytes(block)
+			} else { // its blocks are not aligned with the seal's
+				err = check.bytes(valid)
 			}
 			if err != nil {
 				return err
 			}
-			left -= int64(len(block))
-			_, _ = hash.Write(block) // never fails
 		}
 	}
-	if err := code.encode(units); err != nil {
-		return fmt.Errorf("encode stripe %d: %w", b.first+s, err)
+	return p.code(units, code)
+}
+
+// code computes the parity units of a stripe and sums them, a block of each at
+// a time, while it is in the cache.
+func (p *put) code(units [][]byte, code *code) error {
+	if p.layout.K == 1 || p.layout.M == 0 {
+		return nil // copies have the sums of what they are copies of
 	}
-	if l.K > 1 {
-		for i, unit := range units[l.K:] {
-			for len(unit) > 0 {
-				n := min(stripe.Block, len(unit))
-				p.sums[l.K+i] = append(p.sums[l.K+i], crcOf(unit[:n]))
-				unit = unit[n:]
-			}
+	rows := make([][]byte, len(units))
+	for at := 0; at < len(units[0]); at += stripe.Block {
+		for i, unit := range units {
+			rows[i] = unit[at:min(at+stripe.Block, len(unit))]
+		}
+		if err := code.encode(rows); err != nil {
+			return fmt.Errorf("encode: %w", err)
+		}
+		for i, row := range rows[p.layout.K:] {
+			p.sums[p.layout.K+i] = append(p.sums[p.layout.K+i], crcOf(row))
 		}
 	}
 	return nil
