@@ -61,7 +61,8 @@ type Result struct {
 // goroutines at once.
 type Trace struct {
 	// Bad: the source failed and is not asked again by this Fetch. ErrCorrupt
-	// means that its copy should be quarantined. Called once a source.
+	// means that its copy should be quarantined. Called once a source, and once
+	// more if another of its reads finds that the copy is corrupt after all.
 	Bad func(source string, err error)
 	// Read: the source gave so many bytes.
 	Read func(source string, bytes int64)
