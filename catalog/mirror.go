@@ -257,19 +257,34 @@ func (c *Catalog) Sets(ctx context.Context, run Run) ([]SetRecord, error) {
 
 // Known is Sets without asking the store: what the mirror has seen so far.
 func (c *Catalog) Known(run Run) (sets []SetRecord, known bool) {
+	sets = c.KnownWhere(run, func(*SetRecord) bool { return true })
+	_, known = c.KnownRun(run)
+	return sets, known || run == "" || len(sets) > 0
+}
+
+// KnownWhere lists, newest first, the sets of a run (of all runs for "") that
+// the mirror has and keep wants. keep must not change the record, nor call the
+// catalog.
+func (c *Catalog) KnownWhere(run Run, keep func(*SetRecord) bool) (sets []SetRecord) {
 	m := &c.mirror
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	for r, of := range m.mu.sets {
-		if run == "" || r == run {
-			for _, s := range of {
+	take := func(of map[SetID]*SetRecord) {
+		for _, s := range of {
+			if keep(s) {
 				sets = append(sets, *s)
 			}
 		}
 	}
+	if run != "" {
+		take(m.mu.sets[run])
+	} else {
+		for _, of := range m.mu.sets {
+			take(of)
+		}
+	}
+	m.mu.Unlock()
 	slices.SortFunc(sets, func(a, b SetRecord) int { return cmp.Or(cmp.Compare(a.Run, b.Run), b.SetID.Compare(a.SetID)) })
-	_, known = m.mu.runs[run]
-	return sets, known || run == "" || len(sets) > 0
+	return sets
 }
 
 // KnownSet gives a set as the mirror has it.

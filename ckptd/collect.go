@@ -13,14 +13,10 @@ import (
 // Every node removes its own; the coordinator removes the remote copies and,
 // when nothing is left, the records.
 func (n *Node) collectOnce(ctx context.Context) error {
-	known, _ := n.cat.Known("")
 	var errs []error
-	for _, set := range known {
+	for _, set := range n.cat.KnownWhere("", func(s *catalog.SetRecord) bool { return planCollect(s, n.cfg.Grace, time.Now()) }) {
 		if ctx.Err() != nil {
 			return ctx.Err()
-		}
-		if !planCollect(set, n.cfg.Grace, time.Now()) {
-			continue
 		}
 		if err := n.collectSet(ctx, set.SetID); err != nil {
 			errs = append(errs, err)
@@ -31,14 +27,14 @@ func (n *Node) collectOnce(ctx context.Context) error {
 
 // planCollect says whether a set's bytes may go now. Aborted sets were never
 // visible, but a session may still be writing: they have the same grace.
-func planCollect(set catalog.SetRecord, grace time.Duration, now time.Time) bool {
+func planCollect(set *catalog.SetRecord, grace time.Duration, now time.Time) bool {
 	return (set.State == catalog.Pruned || set.State == catalog.Aborted) && now.Sub(set.Pruned) >= grace
 }
 
 func (n *Node) collectSet(ctx context.Context, id catalog.SetID) error {
 	// The mirror may be behind: only the record itself allows a deletion.
 	rec, err := n.cat.Set(ctx, id)
-	if err != nil || !planCollect(rec, n.cfg.Grace, time.Now()) {
+	if err != nil || !planCollect(&rec, n.cfg.Grace, time.Now()) {
 		return err
 	}
 	holders, err := n.cat.Leases(ctx, id, time.Now())
@@ -190,12 +186,8 @@ const fencedPatience = 10 * time.Minute
 
 // abortStale ends sets that will not complete.
 func (n *Node) abortStale(ctx context.Context, now time.Time) error {
-	known, _ := n.cat.Known("")
 	var errs []error
-	for _, s := range known {
-		if s.State != catalog.Writing {
-			continue
-		}
+	for _, s := range n.cat.KnownWhere("", func(s *catalog.SetRecord) bool { return s.State == catalog.Writing }) {
 		run, _ := n.cat.KnownRun(s.Run)
 		why := planAbort(s, run, n.cfg.Incomplete, now)
 		if why == "" {

@@ -87,10 +87,11 @@ func (n *Node) drainOnce(ctx context.Context) error {
 }
 
 func (n *Node) drainPlan() []drainJob {
-	known, _ := n.cat.Known("")
+	var known []catalog.SetRecord
 	statements := make(map[catalog.SetID]*catalog.PartRecord)
 	for _, w := range n.inv.all() {
-		if w.part != nil {
+		if set, ok := n.cat.KnownSet(w.id); ok && w.part != nil {
+			known = append(known, set)
 			statements[w.id] = w.part
 		}
 	}
