@@ -35,6 +35,7 @@ import ckptd
 RUN, STEP, RANKS = "quickstart/minilm", 1200, 4
 REF = f"{RUN}@{STEP}"
 SLOW_DRAIN = "20MiB"  # a second, so that there is a drain to kill the daemon in
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Tensors = dict[str, NDArray[Any]]
 
 
@@ -93,11 +94,6 @@ def until(what: str, timeout: float, check: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def die_with_parent() -> None:
-    """In a child, before exec: be killed when the quickstart is, even by SIGKILL (prctl PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 class Processes:
     """Every process this script starts, so that none outlives it."""
 
@@ -105,13 +101,22 @@ class Processes:
         self.started: list[subprocess.Popen[str]] = []
 
     def start(self, args: list[str], **options: Any) -> subprocess.Popen[str]:
-        # A session of its own: a Ctrl-C in the terminal reaches this script alone, which then cleans up.
-        process = subprocess.Popen(args, text=True, start_new_session=True, preexec_fn=die_with_parent, **options)
-        self.started.append(process)
+        def child() -> None:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with this script, even by SIGKILL
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+        # No interrupt between the start of a process and its place in the list. A session of its own: a Ctrl-C in the
+        # terminal reaches this script alone, which then cleans up.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+        try:
+            process = subprocess.Popen(args, text=True, start_new_session=True, preexec_fn=child, **options)
+            self.started.append(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return process
 
     def kill(self) -> None:
-        for process in self.started:
+        for process in reversed(self.started):  # the ranks before their daemon
             if process.poll() is None:
                 process.kill()
         for process in self.started:
@@ -156,14 +161,6 @@ class Daemon:
         self.process.kill()
         self.process.wait()
 
-    def stop(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(10)
-            self.kill()
-        shutil.rmtree(self.arena, ignore_errors=True)
-
     def shards(self) -> list[Path]:
         return sorted((self.data / "local" / "shards" / RUN).rglob("rank-*.safetensors"))
 
@@ -198,7 +195,12 @@ def save_and_die(processes: Processes, weights: Path, env: dict[str, str]) -> li
         process.stdin.write("go\n")
         process.stdin.flush()
     with ThreadPoolExecutor(RANKS) as pool:
-        return list(pool.map(follow, ranks))
+        try:
+            return list(pool.map(follow, ranks))
+        except BaseException:
+            for process in ranks:  # or the pool would wait for them
+                process.kill()
+            raise
 
 
 def lose(daemon: Daemon) -> str:
@@ -354,13 +356,14 @@ def temporary_home() -> Iterator[Path]:
     raise Failed("found no folder on a disk with 1 GiB free in /tmp, /var/tmp or ~/.cache; set TMPDIR to one")
 
 
-def interrupted(signum: int, _frame: object) -> NoReturn:
-    signal.signal(signum, signal.SIG_IGN)  # once is enough; let the cleaning up finish
+def interrupted(_signum: int, _frame: object) -> NoReturn:
+    for s in STOPS:
+        signal.signal(s, signal.SIG_IGN)  # once is enough; let the cleaning up finish
     raise KeyboardInterrupt
 
 
 def run(bin_dir: Path) -> int:
-    for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for s in STOPS:
         signal.signal(s, interrupted)
     begin = time.perf_counter()
     processes = Processes()
@@ -375,8 +378,8 @@ def run(bin_dir: Path) -> int:
                     print("\nThe daemon's last words:", *daemon.log.read_text().splitlines()[-20:], sep="\n  ")
                 raise
             finally:
-                daemon.stop()
                 processes.kill()
+                shutil.rmtree(daemon.arena, ignore_errors=True)
     except KeyboardInterrupt:
         print("\nInterrupted; everything is cleaned up.", file=sys.stderr)
         return 130
