@@ -232,3 +232,54 @@ func TestPromise2AnyOperationFails(t *testing.T) {
 		}
 	}
 }
+
+// TestPromise1KilledThenPowerLoss kills the process at every operation, lets
+// the next one see what is there, and then loses power and all that was not
+// synced: what the second process saw, it may have reported.
+func TestPromise1KilledThenPowerLoss(t *testing.T) {
+	killed := errors.New("killed")
+	for n := 1; ; n++ {
+		mem := vfstest.New(vfstest.Options{})
+		mem.OnOp(func(i int, op, name string) error {
+			if i >= n {
+				return killed
+			}
+			return nil
+		})
+		m := model{}
+		tier, err := openMem(mem)
+		if err == nil {
+			err = life(t.Context(), tier, m)
+			tier.Close()
+		}
+		done := err == nil
+		mem.OnOp(nil)
+		where := fmt.Sprintf("killed at operation %d", n)
+		next, err := openMem(mem)
+		if err != nil {
+			t.Fatalf("%s: %v", where, err)
+		}
+		m.check(t, next, where)
+		seen := model{}
+		for name := range m {
+			b, err := next.Get(t.Context(), name)
+			if err == nil && b == nil {
+				b = []byte{}
+			}
+			seen[name] = [][]byte{b}
+		}
+		// It goes on in folders the killed one may have made and not synced.
+		if err := ingest(t.Context(), next, "run/a/000000000001-000001/late", pattern(1, 10)); err != nil {
+			t.Fatalf("%s: %v", where, err)
+		}
+		seen["run/a/000000000001-000001/late"] = [][]byte{pattern(1, 10)}
+		last, err := openMem(mem.Crash(vfstest.Lose, nil))
+		if err != nil {
+			t.Fatalf("%s: %v", where, err)
+		}
+		seen.check(t, last, where+", then power lost")
+		if done {
+			return
+		}
+	}
+}

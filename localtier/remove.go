@@ -28,7 +28,21 @@ func (t *Tier) Remove(ctx context.Context, name string) error {
 	if e == nil {
 		return nil
 	}
-	d := e.disk
+	err := t.delete(e)
+	t.failed(e.disk, err)
+	if err != nil {
+		return fmt.Errorf("remove %s: disk %s: %w", name, e.disk.dir, err)
+	}
+	t.prune(e.disk, name)
+	return nil
+}
+
+// delete removes a hidden blob's files, durably.
+func (t *Tier) delete(e *entry) error {
+	// Nobody may remove the folder before it is synced.
+	t.tree.RLock()
+	defer t.tree.RUnlock()
+	d, name := e.disk, e.info.Name
 	// The seal first: from then on the blob is garbage to every reader of the disk.
 	err := t.fsys.Remove(d.seal(name))
 	if e.pending {
@@ -36,17 +50,10 @@ func (t *Tier) Remove(ctx context.Context, name string) error {
 	}
 	if clean(err) != nil {
 		t.show(e)
-		t.failed(d, err)
-		return fmt.Errorf("remove %s: disk %s: %w", name, d.dir, err)
+		return err
 	}
 	err = clean(t.fsys.Remove(d.data(name)))
-	err = errors.Join(err, t.fsys.SyncDir(filepath.Dir(d.data(name))))
-	t.failed(d, err)
-	if err != nil {
-		return fmt.Errorf("remove %s: disk %s: %w", name, d.dir, err)
-	}
-	t.prune(d, name)
-	return nil
+	return errors.Join(err, t.fsys.SyncDir(filepath.Dir(d.data(name))))
 }
 
 // clean forgives that something to be removed was missing.
@@ -73,7 +80,9 @@ func (t *Tier) Quarantine(ctx context.Context, name string, cause error) error {
 	if e == nil {
 		return nil
 	}
+	t.tree.RLock() // nobody may remove the folder before it is synced
 	err := t.setAside(e.disk, name, cause)
+	t.tree.RUnlock()
 	t.failed(e.disk, err)
 	if err != nil {
 		return fmt.Errorf("quarantine %s: disk %s: %w", name, e.disk.dir, err)

@@ -99,12 +99,13 @@ func (t *Tier) scanFolder(d *disk, dir string) (empty bool, err error) {
 			note(base, func(f *found) { f.data = true })
 		}
 	}
-	if len(order) == 0 {
-		return left == 0, nil
-	}
-	// A process that died may have moved files here and not synced their names.
+	// A process that died may have moved or removed files here and not synced
+	// their names: what is seen now must stay so.
 	if err := t.fsys.SyncDir(full); err != nil {
 		return false, err
+	}
+	if len(order) == 0 {
+		return left == 0, nil
 	}
 	for _, base := range order {
 		name := path.Join(dir, base)
