@@ -168,7 +168,7 @@ func (t *Tier) take(d *disk) error {
 	b, err := t.readFile(name, 4096)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), err == nil && len(b) == 0: // new, or the power failed while it was
-		return errors.Join(t.replaceFile(d, name, []byte(formatText)))
+		return t.replaceFile(d, name, []byte(formatText))
 	case err != nil:
 		return err
 	case string(b) != formatText:
