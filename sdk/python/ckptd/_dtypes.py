@@ -35,6 +35,7 @@ NOTE = "ckptd.dtype"
 _WIDTH: dict[str, Any] = {"BF16": np.uint16}
 
 _cache: dict[str, np.dtype[Any]] = {}
+_names: dict[np.dtype[Any], tuple[str, Any]] = {}
 
 
 def optional(module: str) -> Any | None:
@@ -49,6 +50,13 @@ def of_numpy(dtype: np.dtype[Any]) -> tuple[str, Any]:
     """(safetensors name, note) of a numpy type; the note is None unless the bytes are stored raw."""
     if dtype.metadata and NOTE in dtype.metadata:
         return str(dtype.metadata[NOTE]), None
+    if dtype in _names:  # equal types are one key whatever their metadata, so that was looked at first
+        return _names[dtype]
+    out = _names[dtype] = _of_numpy(dtype)
+    return out
+
+
+def _of_numpy(dtype: np.dtype[Any]) -> tuple[str, Any]:
     if dtype.hasobject:
         raise Invalid("numpy arrays of Python objects are not tensors")
     if dtype.name in NUMPY:

@@ -74,6 +74,10 @@ class Session:
         self.segments.clear()
         self.early.clear()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_sock"):
+            self.close()
+
     @property
     def closed(self) -> bool:
         return self._sock.fileno() < 0

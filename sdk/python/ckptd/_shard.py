@@ -41,8 +41,10 @@ class Checkpoint:
         for last in (False, False, True):
             self.detail = self.client.detail(self.ref)
             self.id, self.world = str(self.detail["id"]), int(self.detail["world"])
-            if self.detail.get("state") != "committed":
-                raise Incomplete(f"{self.id} is {self.detail.get('state')}, not committed", f"ckpt why {self.ref}")
+            state = self.detail.get("state")
+            if state != "committed":
+                cls = Incomplete if state == "writing" else NotFound
+                raise cls(f"{self.id} is {state}, not committed", f"ckpt why {self.ref}")
             self._lease = Session(self.client.paths)
             try:
                 self._lease.ask({"t": "lease", "set": self.id, "seconds": LEASE_SECONDS}, "leased")

@@ -41,24 +41,28 @@ class Source:
     full: tuple[int, ...] = ()  # the shape of the object itself, before the file's view of it
     contiguous: bool = True
     extra: dict[str, Any] = field(default_factory=dict)  # of its leaf in the tree
+    size: int = field(init=False)  # bytes in the file
     pieces: int = 1  # copies out of it that are still to come
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _made: Bytes | None = None
 
-    @property
-    def size(self) -> int:
-        """Bytes of it in the file."""
-        return nbytes(self.dtype, self.shape)
+    def __post_init__(self) -> None:
+        self.size = nbytes(self.dtype, self.shape)
 
     def bytes(self) -> Bytes:
         """Its bytes in C order; made on first use where the memory is elsewhere or scattered."""
-        with self._lock:
-            if self._made is None:
-                self._made = _bytes(self.data)
-            return self._made
+        made = self._made
+        if made is None:
+            with self._lock:
+                made = self._made
+                if made is None:
+                    made = self._made = _bytes(self.data)
+        return made
 
     def copied(self) -> None:
         """One of its pieces is in the arena; after the last one a made copy is dropped."""
+        if self.contiguous and self.device == "cpu":
+            return
         with self._lock:
             self.pieces -= 1
             if self.pieces <= 0:

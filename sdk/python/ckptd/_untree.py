@@ -66,7 +66,9 @@ class Memory:
 
     def tensor(self, leaf: dict[str, Any]) -> Any:
         """What a {"$tensor": …} leaf stands for."""
-        key = json.dumps(leaf, sort_keys=True)
+        key = leaf["$tensor"] if len(leaf) == 1 else json.dumps(leaf, sort_keys=True)
+        if not isinstance(key, str):
+            raise Corrupt(f"the state names tensor {str(key)[:80]!r}")
         if key not in self._done:
             self._done[key] = self._make(leaf)
         return self._done[key]

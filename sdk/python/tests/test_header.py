@@ -116,13 +116,14 @@ def test_a_name_may_occur_once() -> None:
 
 
 STATES = [
-    '{"$tensor":"nope"}', '{"$new":1}', '{"$int":"zz"}', '{"$bytes":"*"}', '{"$dict":[1]}', '{"$tuple":3}', "{", '{"$json":"x"}',
+    '{"$tensor":"nope"}', '{"$new":1}', '{"$int":"zz"}', '{"$bytes":"*"}', '{"$dict":[1]}', '{"$tuple":3}', "{",
+    '{"$json":"x"}', '{"$tensor":["a"]}', '{"$set":[[1]]}', '{"$range":[0,1,0]}', '{"$numpy.dtype":{"raw":"|O"}}',
     '{"$tensor":"a","view":{"offset":0,"strides":[8],"shape":[1000],"dtype":"F64"}}',
     '{"$tensor":"a","view":{"offset":-8,"strides":[8],"shape":[1],"dtype":"F64"}}',
     '{"$tensor":"a","view":{"offset":0,"strides":[-8],"shape":[5],"dtype":"F64"}}',
+    '{"$tensor":"a","as":"torch","view":{"offset":0,"strides":[8],"shape":[99],"dtype":"F64"}}',
     '{"$tensor":"a","dtype":"|O","shape":[5]}', '{"$tensor":"a","dtype":[["x","|O"]],"shape":[5]}',
-    '{"$tensor":"a","shape":[1099511627776]}', '{"$tensor":"a","as":"torch","view":{"offset":0,"strides":[8],"shape":[99],"dtype":"F64"}}',
-    '{"$range":[0,1,0]}', '{"$numpy.dtype":{"raw":"|O"}}', '{"$tensor":["a"]}', '{"$set":[[1]]}',
+    '{"$tensor":"a","shape":[1099511627776]}',
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def dtype_of(t: Any) -> np.dtype[Any]:
 def noise(dtype: np.dtype[Any], n: int) -> np.ndarray:
     """Every bit pattern that the type allows, NaNs with payloads included."""
     raw = np.random.default_rng(1).integers(0, 256, n * dtype.itemsize, dtype=np.uint8)
-    if dtype == bool:
+    if dtype.kind == "b":
         raw &= 1
     if dtype.kind == "U":
         raw = np.array(["añb", "", "漢"] * n, dtype)[:n].view(np.uint8)

@@ -29,7 +29,17 @@ def test_plain_values_keep_type_and_value(value: Any) -> None:
 
 
 def test_keys_keep_their_types() -> None:
-    state = {1: "int", "1": "str", 2.5: "float", None: "none", True: "bool", b"b": 0, (1, ("a", b"c")): 1, "$x": 2, "": 3}
+    state = {
+        1: "int",
+        "1": "str",
+        2.5: "float",
+        None: "none",
+        False: "bool",
+        b"b": 0,
+        (1, ("a", b"c")): 1,
+        "$x": 2,
+        "": 3,
+    }
     assert equal(decode(encode(state)), state)
     assert equal(decode(encode({"\ud800": 1, "ok": 2})), {"\ud800": 1, "ok": 2})
 
