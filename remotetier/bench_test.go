@@ -1,4 +1,4 @@
-package target_test
+package remotetier_test
 
 import (
 	"fmt"
@@ -240,11 +240,13 @@ func BenchmarkReadCPU(b *testing.B) {
 				_ = r.Close()
 				yard := spent(b, func() error {
 					for off := int64(0); off < benchSize; off += chunk {
-						if _, err := src.ReadAt(buf, off); err != nil && err != io.EOF {
-							return err
-						}
-						for part := range slices.Chunk(buf, stripe.Block) {
-							crcOf(part)
+						for unit := range slices.Chunk(buf, 1<<20) { // as the columns are read
+							if _, err := src.ReadAt(unit, off); err != nil && err != io.EOF {
+								return err
+							}
+							for part := range slices.Chunk(unit, stripe.Block) {
+								crcOf(part)
+							}
 						}
 						for s := 0; missing > 0 && s < chunk; s += 4 << 20 {
 							units := [][]byte{buf[s:][: 0 : 1<<20], buf[s+1<<20:][: 0 : 1<<20], buf[s+2<<20:][:1<<20], buf[s+3<<20:][:1<<20], extra[:1<<20], extra[1<<20:]}
