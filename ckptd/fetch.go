@@ -9,8 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/restore"
 	"github.com/ckptd/ckptd/sdk/wire"
 )
@@ -55,10 +57,12 @@ func (s *session) load(ctx context.Context, m *wire.Message, fds []*os.File) err
 	if len(fds) != 1 {
 		return wire.WithHint(fmt.Errorf("load %v: %w: it is not on this node", where.ref, fs.ErrNotExist), "send a memfd with the request, and the daemon fills it from where the bytes are")
 	}
-	if st, err := fds[0].Stat(); err != nil || st.Size() < where.ref.Size {
-		return fmt.Errorf("load %v: %w: the memfd must be a file of at least %d bytes", where.ref, catalog.ErrInvalid, where.ref.Size)
+	mem, done, err := openMemory(fds[0], where.ref.Size)
+	if err != nil {
+		return fmt.Errorf("load %v: %w", where.ref, err)
 	}
-	res, err := s.n.fetch(ctx, where, ranges, fds[0], m.From)
+	defer done()
+	res, err := s.n.fetch(ctx, where, ranges, mem, m.From)
 	if err != nil {
 		return s.n.offerOlder(ctx, rec, errors.Join(localErr, err))
 	}
@@ -189,17 +193,22 @@ func (n *Node) locate(ctx context.Context, rec catalog.SetRecord, rank int) (loc
 
 // fetch reads ranges of a shard into w from the cheapest source that has them.
 func (n *Node) fetch(ctx context.Context, where location, ranges [][2]int64, w io.WriterAt, from string) (restore.Result, error) {
+	leave := n.enter(where.ref)
+	defer leave()
 	var sources []restore.Source
 	if where.local && (from == "" || from == "local") {
 		sources = append(sources, localSource{n})
 	}
 	if from == "" || from == "peer" {
 		for _, p := range where.peers {
-			sources = append(sources, peerSource{n, p})
+			src := &peerSource{n: n, node: p}
+			sources = append(sources, n.flight.Share(src))
 		}
 	}
 	if where.place != nil && n.remote != nil && (from == "" || from == "remote") {
-		sources = append(sources, remoteSource{n, *where.place})
+		src := &remoteSource{n: n, place: *where.place}
+		defer src.close()
+		sources = append(sources, n.flight.Share(src))
 	}
 	if len(sources) == 0 {
 		return restore.Result{}, fmt.Errorf("%v: %w: no copy is in reach", where.ref, catalog.ErrUnavailable)
@@ -263,42 +272,107 @@ func (l localSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ran
 	return copyBlocks(ctx, b.Seal(), b, ranges, w)
 }
 
-// remoteSource reads from the targets.
+// remoteSource reads from the targets, over one reader for all the ranges of a
+// fetch.
 type remoteSource struct {
 	n     *Node
 	place catalog.Place
+
+	mu struct {
+		sync.Mutex
+		in     *remotetier.Reader
+		closed bool
+	}
 }
 
-func (remoteSource) Name() string { return "remote" }
+func (*remoteSource) Name() string { return "remote" }
 
-// remoteChunk is how much of a range is read at a time, in bytes.
+func (r *remoteSource) open(ctx context.Context) (*remotetier.Reader, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.mu.closed {
+		return nil, fs.ErrClosed
+	}
+	if r.mu.in == nil {
+		in, err := r.n.remote.Open(ctx, r.place)
+		if err != nil {
+			return nil, err
+		}
+		r.mu.in = in
+	}
+	return r.mu.in, nil
+}
+
+func (r *remoteSource) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.closed = true
+	if r.mu.in != nil {
+		r.n.stats.RemoteBytes.Add(r.mu.in.Report().BytesRead)
+		r.mu.in.Close()
+	}
+}
+
+// remoteChunk is how much is read at a time where the bytes must be copied.
 const remoteChunk = 8 << 20
 
-func (r remoteSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
+func (r *remoteSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
 	var rep restore.Report
-	in, err := r.n.remote.Open(ctx, r.place)
+	in, err := r.open(ctx)
 	if err != nil {
 		return rep, err
 	}
-	defer in.Close()
-	buf := make([]byte, remoteChunk)
+	mem, direct := w.(*memory)
+	var buf []byte
 	for _, rg := range ranges {
 		for off := rg[0]; off < rg[0]+rg[1]; {
-			p := buf[:min(remoteChunk-off%remoteChunk, rg[0]+rg[1]-off)]
-			if _, err := in.ReadAtContext(ctx, p, off); err != nil {
+			n := min(remoteChunk, rg[0]+rg[1]-off)
+			var p []byte
+			if direct {
+				p = mem.at(off, n)
+			}
+			if copied := p == nil; copied {
+				if buf == nil {
+					buf = make([]byte, remoteChunk)
+				}
+				p = buf[:n]
+				if _, err := in.ReadAtContext(ctx, p, off); err != nil {
+					return rep, err
+				}
+				if _, err := w.WriteAt(p, off); err != nil {
+					return rep, err
+				}
+			} else if _, err := in.ReadAtContext(ctx, p, off); err != nil {
 				return rep, err
 			}
-			if _, err := w.WriteAt(p, off); err != nil {
-				return rep, err
-			}
-			off += int64(len(p))
-			rep.Bytes += int64(len(p))
+			off += n
+			rep.Bytes += n
 		}
 	}
 	report := in.Report()
 	rep.Degraded = append(slices.Clone(report.Missing), report.Corrupt...)
-	r.n.stats.RemoteBytes.Add(report.BytesRead)
 	return rep, nil
+}
+
+// enter counts the fetches of a shard, so that those which are alone are not
+// slowed down by sharing.
+func (n *Node) enter(ref restore.ShardRef) (leave func()) {
+	n.reading.Lock()
+	defer n.reading.Unlock()
+	n.reading.of[ref]++
+	return func() {
+		n.reading.Lock()
+		defer n.reading.Unlock()
+		if n.reading.of[ref]--; n.reading.of[ref] == 0 {
+			delete(n.reading.of, ref)
+		}
+	}
+}
+
+func (n *Node) alone(ref restore.ShardRef) bool {
+	n.reading.Lock()
+	defer n.reading.Unlock()
+	return n.reading.of[ref] <= 1
 }
 
 // copyBlocks reads whole blocks, checks each against the seal, and gives on

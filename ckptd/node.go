@@ -26,6 +26,7 @@ import (
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/localtier"
 	"github.com/ckptd/ckptd/remotetier"
+	"github.com/ckptd/ckptd/restore"
 )
 
 // Config is what a daemon is told. Zero values mean the defaults given.
@@ -109,6 +110,11 @@ type Node struct {
 		sync.Mutex
 		leader string
 	}
+	flight  *restore.Flight
+	reading struct {
+		sync.Mutex
+		of map[restore.ShardRef]int
+	}
 	targets  int           // of the remote tier
 	stopping chan struct{} // closed when Run ends: long answers end
 }
@@ -130,6 +136,8 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	if t.Remote != nil {
 		n.targets = len(t.Remote.Targets(context.Background()))
 	}
+	n.reading.of = make(map[restore.ShardRef]int)
+	n.flight = restore.NewFlight(restore.FlightOptions{Memory: flightMemory, Alone: n.alone})
 	n.inv.init()
 	var err error
 	if n.peers, err = newPeerClient(cfg); err != nil {
@@ -174,6 +182,9 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	return err
 }
+
+// flightMemory bounds what the fetches of one node share, in bytes.
+const flightMemory = 64 << 20
 
 // kick wakes a loop; many kicks before it looks are one.
 type kick chan struct{}

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/cloudwego/hertz/pkg/app"
@@ -119,22 +120,44 @@ func (c peerClient) get(ctx context.Context, addr, path string, query url.Values
 type peerSource struct {
 	n    *Node
 	node catalog.NodeRecord
+
+	mu struct {
+		sync.Mutex
+		seal *catalog.Seal // asked for once a fetch
+	}
 }
 
-func (p peerSource) Name() string { return "peer " + p.node.Name }
+func (p *peerSource) Name() string { return "peer " + p.node.Name }
 
-func (p peerSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
-	q := url.Values{"set": {shard.Set.String()}, "rank": {strconv.Itoa(shard.Rank)}}
-	b, err := p.n.peers.get(ctx, p.node.Addr, "/v1/peer/seal", q, 64<<20)
+func (p *peerSource) seal(ctx context.Context, shard restore.ShardRef, q url.Values) (*catalog.Seal, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mu.seal != nil {
+		return p.mu.seal, nil
+	}
+	b, err := p.n.peers.get(ctx, p.node.Addr, "/v1/peer/seal", q, maxSeal)
 	if err != nil {
-		return restore.Report{}, err
+		return nil, err
 	}
 	seal, err := catalog.ParseSeal(b)
 	if err != nil {
-		return restore.Report{}, err
+		return nil, err
 	}
 	if seal.Root() != shard.Root {
-		return restore.Report{}, fmt.Errorf("%v: %w: the copy of %s is another", shard, catalog.ErrCorrupt, p.node.Name)
+		return nil, fmt.Errorf("%v: %w: the copy of %s is another", shard, catalog.ErrCorrupt, p.node.Name)
+	}
+	p.mu.seal = seal
+	return seal, nil
+}
+
+// maxSeal bounds an encoded seal, in bytes: four for each block and its parts.
+const maxSeal = 4*catalog.MaxShardSize/catalog.BlockSize + catalog.MaxSealInfo + 64<<10
+
+func (p *peerSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
+	q := url.Values{"set": {shard.Set.String()}, "rank": {strconv.Itoa(shard.Rank)}}
+	seal, err := p.seal(ctx, shard, q)
+	if err != nil {
+		return restore.Report{}, err
 	}
 	return copyBlocks(ctx, seal, &peerReader{ctx: ctx, p: p, q: q, size: seal.Size}, ranges, w)
 }
@@ -143,7 +166,7 @@ func (p peerSource) ReadRanges(ctx context.Context, shard restore.ShardRef, rang
 // each peerChunk and not one for each block.
 type peerReader struct {
 	ctx  context.Context
-	p    peerSource
+	p    *peerSource
 	q    url.Values
 	size int64
 	buf  []byte

@@ -375,7 +375,7 @@ func readFull(f *os.File, p []byte, off int64) error {
 
 // newMemory makes a sparse memfd.
 func newMemory(size int64) (*os.File, error) {
-	fd, err := unix.MemfdCreate("ckptd-load", unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate("ckptd-load", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("memfd: %w", err)
 	}

@@ -130,7 +130,7 @@ class Shard:
 
     def _ask(self, s: Session, request: dict[str, Any]) -> None:
         if self._memfd < 0:
-            self._memfd = os.memfd_create(f"ckptd {self._ck.id} {self.rank}")
+            self._memfd = os.memfd_create(f"ckptd {self._ck.id} {self.rank}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(self._memfd, self.size)  # sparse: costs nothing until the daemon fills it
         frame = s.ask(request, "loaded", fds=[self._memfd])
         try:
