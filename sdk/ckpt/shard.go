@@ -373,7 +373,8 @@ func readFull(f *os.File, p []byte, off int64) error {
 	return err
 }
 
-// newMemory makes a sparse memfd.
+// newMemory makes a sparse memfd, which the daemon may seal against shrinking
+// and then fill in place.
 func newMemory(size int64) (*os.File, error) {
 	fd, err := unix.MemfdCreate("ckptd-load", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {

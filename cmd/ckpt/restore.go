@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/sdk/ckpt"
+	"github.com/ckptd/ckptd/shardwriter/shardfile"
+)
+
+const restoresAtOnce = 2 // shards; each has several reads in flight
+
+func newRestoreCmd(a *app) *cobra.Command {
+	var only []string
+	var from string
+	cmd := &cobra.Command{
+		Use: "restore REF DEST", Short: "Write a set's shards as plain safetensors files, and its manifest",
+		Long: `Writes rank-NNNNN.safetensors for each rank, and manifest.json, into the new folder DEST.
+Every byte is checked on the way. DEST appears when all is there, or not at all.
+With --only the files hold the tensors that match (*, ? and [a-z] as in a shell).`,
+		Args: args(2, 2), ValidArgsFunction: a.completeRef,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkRef(args[0]); err != nil {
+				return err
+			}
+			for _, g := range only {
+				if _, err := path.Match(g, ""); err != nil {
+					return usage("pattern %q: %v", g, err)
+				}
+			}
+			if err := freeDest(args[1]); err != nil {
+				return err
+			}
+			return a.with(cmd.Context(), func(c *ckpt.Client) error {
+				r, err := c.Open(cmd.Context(), args[0], ckpt.From(from))
+				if err != nil {
+					return err
+				}
+				defer r.Close()
+				return a.restore(cmd.Context(), r, args[1], only)
+			})
+		},
+	}
+	cmd.Flags().StringArrayVar(&only, "only", nil, "only tensors whose name matches; may be repeated")
+	cmd.Flags().StringVar(&from, "from", "", "read from this tier only: local, peer or remote")
+	return cmd
+}
+
+// freeDest refuses a destination that something is in.
+func freeDest(dest string) error {
+	list, err := os.ReadDir(dest)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil || len(list) > 0 {
+		return fmt.Errorf("restore to %s: %w", dest, fs.ErrExist)
+	}
+	return nil
+}
+
+// restored is what --json prints.
+type restored struct {
+	Set   string   `json:"set"`
+	Dest  string   `json:"dest"`
+	Files []string `json:"files"`
+	Bytes int64    `json:"bytes"`
+}
+
+// restore writes everything into a hidden folder beside dest and renames that.
+func (a *app) restore(ctx context.Context, r *ckpt.Reader, dest string, only []string) (err error) {
+	wanted, total, err := wantedTensors(r, only)
+	if err != nil {
+		return err
+	}
+	parent, name := filepath.Split(filepath.Clean(dest))
+	temp, err := os.MkdirTemp(or(parent, "."), "."+name+".restoring-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(temp)
+	if err := os.Chmod(temp, 0o755); err != nil {
+		return err
+	}
+	begin := time.Now()
+	p := a.progress("restore", total, "bytes")
+	defer p.end()
+	out := restored{Set: r.ID().String(), Dest: dest, Bytes: total}
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(restoresAtOnce)
+	for rank := range r.Manifest().Shards {
+		if wanted != nil && len(wanted[rank]) == 0 {
+			continue
+		}
+		file := fmt.Sprintf("rank-%05d.safetensors", rank)
+		out.Files = append(out.Files, file)
+		group.Go(func() error {
+			return create(filepath.Join(temp, file), func(f *os.File) error {
+				if wanted == nil {
+					return copyWhole(gctx, r, rank, f, p)
+				}
+				return copySome(gctx, r, rank, wanted[rank], f, p)
+			})
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	out.Files = append(out.Files, "manifest.json")
+	if err := create(filepath.Join(temp, "manifest.json"), func(f *os.File) error {
+		_, err := f.Write(r.ManifestBytes())
+		return err
+	}); err != nil {
+		return err
+	}
+	if err := publish(ctx, temp, dest); err != nil {
+		return err
+	}
+	p.end()
+	took := time.Since(begin)
+	return a.print(out, func(w io.Writer) {
+		fmt.Fprintf(w, "%s  %s in %s to %s, %s/s\n", out.Set, size(total), plural(len(out.Files)-1, "file", "files"), dest, size(int64(float64(total)/took.Seconds())))
+	})
+}
+
+// wantedTensors chooses tensors by rank; nil is all of them, as whole files.
+func wantedTensors(r *ckpt.Reader, only []string) (wanted map[int][]catalog.Tensor, total int64, err error) {
+	if len(only) == 0 {
+		for _, s := range r.Manifest().Shards {
+			total += s.Size
+		}
+		return nil, total, nil
+	}
+	wanted = make(map[int][]catalog.Tensor)
+	for _, t := range r.Tensors() {
+		for _, g := range only {
+			if ok, _ := path.Match(g, t.Name); ok { // patterns were checked
+				wanted[t.Rank] = append(wanted[t.Rank], t.Tensor)
+				total += t.Size
+				break
+			}
+		}
+	}
+	if len(wanted) == 0 {
+		return nil, 0, fmt.Errorf("no tensor of %v matches %s: %w", r.ID(), strings.Join(only, " "), fs.ErrNotExist)
+	}
+	return wanted, total, nil
+}
+
+// create writes a new file and syncs it.
+func create(path string, write func(f *os.File) error) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return err
+	}
+	err = write(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+// publish gives the folder its name. An empty folder in its place is replaced;
+// anything else is not.
+func publish(ctx context.Context, temp, dest string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := syncDir(temp); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, dest); err != nil {
+		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR) {
+			return fmt.Errorf("restore to %s: %w", dest, fs.ErrExist)
+		}
+		return err
+	}
+	return syncDir(filepath.Dir(filepath.Clean(dest)))
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// copyWhole writes the shard as it is.
+func copyWhole(ctx context.Context, r *ckpt.Reader, rank int, f *os.File, p *progress) error {
+	n := r.Manifest().Shards[rank].Size
+	if err := reserve(f, n); err != nil {
+		return err
+	}
+	return r.CopyShard(ctx, rank, &countedWriter{f, p.add})
+}
+
+// reserve finds out early that the disk is too small.
+func reserve(f *os.File, n int64) error {
+	err := unix.Fallocate(int(f.Fd()), 0, 0, n)
+	if errors.Is(err, unix.ENOSPC) {
+		return fmt.Errorf("%s: %w: %s do not fit", f.Name(), catalog.ErrNoSpace, size(n))
+	}
+	return nil // other file systems find out later
+}
+
+type countedWriter struct {
+	w   io.WriterAt
+	add func(int64)
+}
+
+func (c *countedWriter) WriteAt(p []byte, off int64) (int, error) {
+	n, err := c.w.WriteAt(p, off)
+	c.add(int64(n))
+	return n, err
+}
+
+// copySome writes a new shard of some tensors. The tree of the Python SDK goes
+// with the whole alone: it names tensors that are not here.
+func copySome(ctx context.Context, r *ckpt.Reader, rank int, tensors []catalog.Tensor, f *os.File, p *progress) error {
+	meta := make(map[string]string)
+	for k, v := range r.Manifest().Shards[rank].Meta {
+		if !strings.HasPrefix(k, "ckptd.") {
+			meta[k] = v
+		}
+	}
+	specs := make([]shardfile.Spec, len(tensors))
+	for i, t := range tensors {
+		specs[i] = shardfile.Spec{Name: t.Name, DType: t.DType, Shape: t.Shape, Global: t.Global, Start: t.Start}
+	}
+	h, err := shardfile.NewHeader(specs, meta)
+	if err != nil {
+		return fmt.Errorf("rank %d: %w: %w", rank, catalog.ErrCorrupt, err) // the manifest's own words
+	}
+	if err := reserve(f, h.FileSize); err != nil {
+		return err
+	}
+	s, err := r.Shard(rank)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return shardfile.Encode(f, h, func(i int) (io.Reader, error) {
+		at := &shardAt{ctx, s, p.add}
+		return io.NewSectionReader(at, tensors[i].Offset, tensors[i].Size), nil
+	})
+}
+
+// shardAt reads a shard for as long as a context lives.
+type shardAt struct {
+	ctx context.Context
+	s   *ckpt.ShardReader
+	add func(int64)
+}
+
+func (r *shardAt) ReadAt(p []byte, off int64) (int, error) {
+	n, err := r.s.ReadAtContext(r.ctx, p, off)
+	r.add(int64(n))
+	return n, err
+}
