@@ -53,6 +53,7 @@ func (s *session) load(ctx context.Context, m *wire.Message, fds []*os.File) err
 		if m.From == "local" {
 			return cmp.Or(localErr, fmt.Errorf("load %v: %w: not on this node", where.ref, fs.ErrNotExist))
 		}
+		where.local = false
 	}
 	if len(fds) != 1 {
 		return wire.WithHint(fmt.Errorf("load %v: %w: it is not on this node", where.ref, fs.ErrNotExist), "send a memfd with the request, and the daemon fills it from where the bytes are")

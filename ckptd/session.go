@@ -366,6 +366,18 @@ func (s *session) unlease() {
 	}
 }
 
+// Unfinished lists the staging files that shards sealed by an earlier process
+// still need: the local tier keeps them when it opens.
+func Unfinished(arena *localtier.Arena) []string {
+	var staging []string
+	for _, b := range arena.Records() {
+		if sealed, err := shardwriter.ParseRecord(b); err == nil {
+			staging = append(staging, sealed.Staging)
+		}
+	}
+	return staging
+}
+
 // resume finishes what an earlier process of this node sealed.
 func (n *Node) resume(ctx context.Context) error {
 	for name, b := range n.arena.Records() {
@@ -410,12 +422,12 @@ func (n *Node) resumeShard(ctx context.Context, name string, b []byte) error {
 	if err != nil {
 		return fail(err)
 	}
-	w, err := shardwriter.Resume(sealed, in, func(seg, index int) (shardwriter.Slot, error) {
+	w, err := shardwriter.Resume(sealed, in, func(seg int, at, size int64) ([]byte, error) {
 		g := byID[seg]
-		if g == nil || index >= g.Slots() {
-			return shardwriter.Slot{}, fmt.Errorf("slot %d of segment %d: %w", index, seg, catalog.ErrCorrupt)
+		if g == nil || at > int64(len(g.Bytes()))-size {
+			return nil, fmt.Errorf("%d bytes at %d of segment %d: %w", size, at, seg, catalog.ErrCorrupt)
 		}
-		return shardwriter.Slot{Seg: seg, Index: index, Data: g.Slot(index)}, nil
+		return g.Bytes()[at : at+size], nil
 	}, shardwriter.Options{Journal: n.arena})
 	if err != nil {
 		return fail(err)

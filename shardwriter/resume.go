@@ -29,7 +29,7 @@ func ParseRecord(b []byte) (*Sealed, error) {
 	s := &Sealed{Info: rec.Info, Size: rec.Size, Staging: rec.Staging, rec: rec}
 	seen := map[int]bool{}
 	for _, p := range rec.Pending {
-		if p.Off < 0 || p.Len <= 0 || p.Off > rec.Size-p.Len || p.Seg < 0 || p.Slot < 0 {
+		if p.Off < 0 || p.Len <= 0 || p.Off > rec.Size-p.Len || p.Seg < 0 || p.At < 0 {
 			return bad("a slot is out of range")
 		}
 		if !seen[p.Seg] {
@@ -46,16 +46,14 @@ func (s *Sealed) Written(block int) (uint32, bool) {
 	return crc, ok
 }
 
-// Resume takes up a sealed shard: slot finds the arena's memory, in is the
-// reopened staging file. The session is sealed; call Finish.
-func Resume(sealed *Sealed, in Ingest, slot func(seg, index int) (Slot, error), opt Options) (*Session, error) {
+// Resume takes up a sealed shard: memory finds n bytes of the arena, page
+// aligned, in is the reopened staging file. The session is sealed; call Finish.
+func Resume(sealed *Sealed, in Ingest, memory func(seg int, at, n int64) ([]byte, error), opt Options) (*Session, error) {
 	s := New(Spec{Info: sealed.Info, Size: sealed.Size}, in, opt)
 	for _, p := range sealed.rec.Pending {
-		mem, err := slot(p.Seg, p.Slot)
-		if err == nil && p.Len > int64(len(mem.Data)) {
-			err = fmt.Errorf("slot %d of segment %d: %w: shorter than its record", p.Slot, p.Seg, catalog.ErrCorrupt)
-		}
+		b, err := memory(p.Seg, p.At, p.Len)
 		if err == nil {
+			mem := Slot{Seg: p.Seg, Data: b}
 			s.mu.Lock()
 			s.mu.sealed = true // written slots are held until the shard is durable
 			s.mu.Unlock()

@@ -18,6 +18,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -148,9 +149,29 @@ func (s *Session) Submit(slot Slot, off, n int64) error {
 		return err
 	}
 	if off < int64(len(s.spec.Header)) {
-		copy(slot.Data[:n], s.spec.Header[off:])
+		err = putHeader(slot.Data[:n], s.spec.Header[off:])
 	}
-	s.queue <- p
+	s.queue <- p // also after an error, so that the slot is freed in one place
+	if err != nil {
+		s.mu.Lock()
+		s.mu.err = errors.Join(s.mu.err, err)
+		s.mu.Unlock()
+	}
+	return err
+}
+
+// putHeader copies into memory that a client can pull away by cutting its file.
+func putHeader(dst, header []byte) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil {
+			if _, fault := p.(interface{ Addr() uintptr }); !fault {
+				panic(p)
+			}
+			err = fmt.Errorf("header: %w: the slot's memory is gone", catalog.ErrInvalid)
+		}
+	}()
+	copy(dst, header)
 	return nil
 }
 
@@ -191,11 +212,13 @@ type record struct {
 	CRCs    map[int]uint32    `json:"crcs"`    // of the blocks already in the staging file
 }
 
+// pendingSlot says where bytes of the shard are in the arena. It counts in
+// bytes, because the next process may have slots of another size.
 type pendingSlot struct {
-	Seg  int   `json:"seg"`
-	Slot int   `json:"slot"`
-	Off  int64 `json:"off"`
-	Len  int64 `json:"len"`
+	Seg int   `json:"seg"`
+	At  int64 `json:"at"`  // in the segment
+	Off int64 `json:"off"` // in the shard
+	Len int64 `json:"len"`
 }
 
 // RecordName is the journal's name for a shard: short, whatever the run's name.
@@ -229,7 +252,7 @@ func (s *Session) Seal(at time.Time, fence bool) error {
 	s.spec.Info.Sealed, s.spec.Info.Fence = at, fence
 	rec := record{Version: 1, Info: s.spec.Info, Size: s.spec.Size, Staging: s.in.Staging(), CRCs: map[int]uint32{}}
 	for _, p := range s.mu.pending {
-		rec.Pending = append(rec.Pending, pendingSlot{p.slot.Seg, p.slot.Index, p.off, p.len})
+		rec.Pending = append(rec.Pending, pendingSlot{p.slot.Seg, int64(p.slot.Index * len(p.slot.Data)), p.off, p.len})
 	}
 	s.mu.Unlock()
 	if s.opt.Journal != nil {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -157,11 +158,6 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 	if err != nil {
 		return t, err
 	}
-	// The local tier's lock is the daemon's: a second one stops here.
-	if t.Local, err = localtier.Open(vfs.OS, localtier.Options{Dirs: disks, Quota: quota, Trace: localTrace(log)}); err != nil {
-		return t, err
-	}
-	open.add(t.Local)
 	arenaDir := s.ArenaDir
 	if arenaDir == "" {
 		sum := sha256.Sum256([]byte(s.Data))
@@ -171,6 +167,14 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 		return t, err
 	}
 	open.add(t.Arena)
+	unfinished := ckptd.Unfinished(t.Arena)
+	if t.Local, err = localtier.Open(vfs.OS, localtier.Options{
+		Dirs: disks, Quota: quota, Trace: localTrace(log),
+		Keep: func(staging string) bool { return slices.Contains(unfinished, staging) },
+	}); err != nil {
+		return t, err
+	}
+	open.add(t.Local)
 	if len(targets) > 0 {
 		var infos []remotetier.TargetInfo
 		for _, spec := range targets {
