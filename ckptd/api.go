@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 	"time"
@@ -70,14 +71,33 @@ func reply(c *app.RequestContext, v any) error {
 // body decodes a request.
 func body[T any](c *app.RequestContext) (T, error) {
 	var v T
-	b, err := c.Body()
+	b, err := readBody(c, maxBody)
 	if err != nil {
-		return v, fmt.Errorf("request body: %w: %v", catalog.ErrInvalid, err)
+		return v, err
 	}
 	if err := json.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("request body: %w: %v", catalog.ErrInvalid, err)
 	}
 	return v, nil
+}
+
+// readBody reads a request's body, whole or streamed, up to a limit in bytes.
+func readBody(c *app.RequestContext, most int64) ([]byte, error) {
+	if !c.Request.IsBodyStream() {
+		b, err := c.Body() // bounded by the server
+		if err != nil {
+			return nil, fmt.Errorf("request body: %w: %v", catalog.ErrInvalid, err)
+		}
+		return b, nil
+	}
+	b, err := io.ReadAll(io.LimitReader(c.RequestBodyStream(), most+1))
+	if err != nil {
+		return nil, fmt.Errorf("request body: %w: %v", catalog.ErrInvalid, err)
+	}
+	if int64(len(b)) > most {
+		return nil, fmt.Errorf("request body: %w: more than %d bytes", catalog.ErrInvalid, most)
+	}
+	return b, nil
 }
 
 // stream answers in lines of JSON as they come.

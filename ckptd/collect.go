@@ -138,28 +138,35 @@ func (n *Node) prune(ctx context.Context, run catalog.Run, r catalog.Retention, 
 	}
 	now := time.Now()
 	leased := make(map[catalog.SetID]bool)
-	for _, s := range sets {
-		if s.State != catalog.Committed {
-			continue
-		}
-		holders, err := n.cat.Leases(ctx, s.SetID, now)
+	plan := func() {
+		keep, remove = catalog.PlanRetention(r, now, sets, func(id catalog.SetID) bool { return leased[id] })
+	}
+	plan()
+	for _, v := range remove { // only these are worth asking for
+		holders, err := n.cat.Leases(ctx, v.Set.SetID, now)
 		if err != nil {
 			return nil, nil, err
 		}
-		leased[s.SetID] = len(holders) > 0
+		leased[v.Set.SetID] = len(holders) > 0
 	}
-	keep, remove = catalog.PlanRetention(r, now, sets, func(id catalog.SetID) bool { return leased[id] })
+	plan()
 	if dryRun {
 		return keep, remove, nil
 	}
-	for i, v := range remove {
-		if _, err := n.cat.Tombstone(ctx, v.Set.SetID, "prune: "+v.Why, now); err != nil {
-			return keep, remove[:i], err
+	var done []catalog.Verdict
+	for _, v := range remove {
+		if _, err := n.cat.Tombstone(ctx, v.Set.SetID, "prune: "+v.Why, now); errors.Is(err, catalog.ErrConflict) {
+			v.Why = err.Error() // pinned or leased since the plan was made
+			keep = append(keep, v)
+			continue
+		} else if err != nil {
+			return keep, done, err
 		}
+		done = append(done, v)
 		n.stats.Pruned.Add(1)
 		n.event(ctx, v.Set.SetID, "pruned", "%s", v.Why)
 	}
-	return keep, remove, nil
+	return keep, done, nil
 }
 
 // retain applies the retention of every run's policy; the coordinator's duty.

@@ -2,6 +2,7 @@ package ckptd
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -105,6 +106,9 @@ func (f *fsckRun) set(ctx context.Context, rec catalog.SetRecord) error {
 	if _, _, err := n.manifest(ctx, rec); err != nil {
 		f.problem(id, false, "the manifest cannot be read: %v", err)
 	}
+	if err := f.record(ctx, rec); err != nil {
+		return err
+	}
 	if parts, err = n.cat.Parts(ctx, id); err != nil {
 		return err
 	}
@@ -115,6 +119,30 @@ func (f *fsckRun) set(ctx context.Context, rec catalog.SetRecord) error {
 		}
 	}
 	return nil
+}
+
+// record compares the set's record with the copy on the targets, which a
+// coordinator that died may have left behind.
+func (f *fsckRun) record(ctx context.Context, rec catalog.SetRecord) error {
+	if f.n.remote == nil || rec.Place == nil {
+		return nil
+	}
+	var far catalog.SetRecord
+	b, _, err := f.n.remote.GetSmall(ctx, rec.RecordName())
+	if err == nil {
+		err = json.Unmarshal(b, &far)
+	}
+	if err == nil && far.Version >= rec.Version {
+		return nil
+	}
+	f.problem(rec.SetID, f.mend, "the copy of its record on the targets is missing or old")
+	if !f.mend {
+		return nil
+	}
+	if b, err = json.Marshal(rec); err != nil {
+		return err
+	}
+	return f.n.publishRecord(ctx, rec, b)
 }
 
 // local compares what this node states of a shard with its disks.

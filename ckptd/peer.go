@@ -198,9 +198,9 @@ func (n *Node) peerRoutes(r routes) {
 		if err != nil {
 			return err
 		}
-		b, err := io.ReadAll(io.LimitReader(c.RequestBodyStream(), catalog.MaxManifestSize+1))
+		b, err := readBody(c, catalog.MaxManifestSize)
 		if err != nil {
-			return fmt.Errorf("manifest of %v: %w: %v", id, catalog.ErrInvalid, err)
+			return err
 		}
 		m, err := catalog.ParseManifest(b, catalog.Digest{})
 		if err != nil {

@@ -25,7 +25,7 @@ func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
 	s.Arena.Size, s.Arena.Lent, s.Arena.Waiting, s.Arena.Warm = a.Size, int64(a.Lent)*n.arena.SegmentSize(), a.Waiting, a.Warm
 	u := n.local.Usage()
 	s.Local.Quota, s.Local.Used, s.Local.Reserved, s.Local.Free = u.Quota, u.Used, u.Reserved, u.Free
-	s.Local.Disks = []wire.Disk{}
+	s.Local.Disks, s.Trouble = []wire.Disk{}, []string{}
 	for _, d := range u.Disks {
 		s.Local.Disks = append(s.Local.Disks, wire.Disk{Dir: d.Dir, Used: d.Used, Free: d.Free, Err: d.Err})
 		if d.Err != "" {
