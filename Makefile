@@ -71,6 +71,7 @@ fuzz: gomods ## every fuzz target for FUZZTIME=20s
 	done
 
 crash: gomods ## kill -9 at KILLS=200 random moments, power loss at every operation
+	$(GO) test -count=1 -timeout 60m -run 'PowerLo|KilledThen|EveryOperation|AnyOperation' ./localtier/... ./remotetier/...
 	CKPTD_CRASH_KILLS=$(strip $(KILLS)) $(GO) test -count=1 -timeout 60m -run 'TestKill9|TestPowerLoss' -v ./ckptd/... ./cmd/ckptd/...
 
 bench: build ## every bar beside its yardstick
@@ -79,7 +80,7 @@ bench: build ## every bar beside its yardstick
 golden: gomods ## rewrite the golden files; then read the diff like code: a changed byte is a new version
 	@for dir in $$(grep -rlE --include='*_test.go' 'flag\.Bool\("(update|rewrite)"' . | grep -v '^./\.' | xargs -r -n1 dirname | sort -u); do \
 		flag=$$(grep -ohE 'flag\.Bool\("(update|rewrite)"' $$dir/*_test.go | head -1 | sed -E 's/.*"(.*)".*/\1/'); \
-		$(GO) test -count=1 -run 'Golden' "$$dir" -args "-$$flag"; \
+		$(GO) test -count=1 -run 'Golden|Frozen' "$$dir" -args "-$$flag"; \
 	done
 	@git --no-pager diff --stat -- '*testdata*'
 

@@ -35,6 +35,7 @@ import ckptd
 RUN, STEP, RANKS = "quickstart/minilm", 1200, 4
 REF = f"{RUN}@{STEP}"
 SLOW_DRAIN = "20MiB"  # a second, so that there is a drain to kill the daemon in
+WIDTH = 130  # of the daemon's own lines
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Tensors = dict[str, NDArray[Any]]
 
@@ -300,7 +301,8 @@ def story(bin_dir: Path, weights: Path, home: Path, processes: Processes, daemon
     tell("restore", f"ckpt restore, {took(seconds)}, {rate(size, seconds)}: every byte equal, SHA-256 of each file too")
 
     print(f"\nWhat ckptd says about it (ckpt why {REF}):\n")
-    print("\n".join("  " + line for line in ckpt(bin_dir, env, "why", REF).splitlines()))
+    for line in ckpt(bin_dir, env, "why", REF).splitlines():
+        print(f"  {line if len(line) <= WIDTH else line[: WIDTH - 1] + '…'}")
 
 
 def ckpt(bin_dir: Path, env: dict[str, str], *args: str) -> str:
