@@ -322,9 +322,10 @@ func (a *Arena) Stats() ArenaStats {
 // SlotSize is the length of a slot, in bytes.
 func (a *Arena) SlotSize() int64 { return a.opt.Slot }
 
-// Close unmaps the segments and lets go of the arena; its files and records
-// stay for the next process. No segment may be in use. Calls of Lend that
-// wait end with an error.
+// Close unmaps the segments and lets go of the arena. Where there are records,
+// they and the segments stay for the next process; otherwise the memory is
+// given back. No segment may be in use. Calls of Lend that wait end with an
+// error.
 func (a *Arena) Close() error {
 	a.cancel()
 	<-a.warmed
@@ -339,6 +340,9 @@ func (a *Arena) Close() error {
 	for _, group := range []map[int]*Segment{a.mu.segs, a.mu.odd} {
 		for _, s := range group {
 			err = errors.Join(err, s.unmap())
+			if len(a.mu.records) == 0 { // nothing waits in it: the memory is the machine's again
+				err = errors.Join(err, os.Remove(s.path))
+			}
 		}
 	}
 	return errors.Join(err, a.lock.Close())
