@@ -26,14 +26,43 @@ func bulkKey(d Digest, chunk int) string      { return fmt.Sprintf("%s.%06d", bu
 
 const coordKey = "coord"
 
-// CheckNode reports what is wrong with a node's (or lease holder's) name.
-func CheckNode(name string) error {
-	if name == "" || len(name) > MaxComponentLen {
-		return fmt.Errorf("node name %q: %w: want 1 to %d bytes", name, ErrInvalid, MaxComponentLen)
+// MaxKey bounds a record's key, in bytes: a run and a node of the longest names,
+// every byte a dot, fit. A NATS subject must fit into one protocol line of 4 KiB.
+const MaxKey = 2048
+
+// CheckKey reports ErrInvalid unless key is one that a Driver stores: legal
+// tokens joined by dots.
+func CheckKey(key string) error {
+	token := 0
+	for i := range len(key) {
+		switch c := key[i]; {
+		case c == '.' && token > 0:
+			token = 0
+		case isNameByte(c) && c != '.', c == '=', c == '/':
+			token++
+		default:
+			return fmt.Errorf("key %.80q: %w", key, ErrInvalid)
+		}
+	}
+	if token == 0 || len(key) > MaxKey {
+		return fmt.Errorf("key %.80q of %d bytes: %w", key, len(key), ErrInvalid)
+	}
+	return nil
+}
+
+// CheckNode reports what is wrong with a node's name.
+func CheckNode(name string) error { return checkName("node", name, MaxComponentLen) }
+
+// checkHolder is CheckNode for who holds a lease: a node's name and some more.
+func checkHolder(name string) error { return checkName("lease holder", name, 2*MaxComponentLen) }
+
+func checkName(what, name string, most int) error {
+	if name == "" || len(name) > most {
+		return fmt.Errorf("%s name %.80q: %w: want 1 to %d bytes", what, name, ErrInvalid, most)
 	}
 	for _, c := range []byte(name) {
 		if !isNameByte(c) {
-			return fmt.Errorf("node name %q: %w: use letters, digits, '-', '_' and '.'", name, ErrInvalid)
+			return fmt.Errorf("%s name %.80q: %w: use letters, digits, '-', '_' and '.'", what, name, ErrInvalid)
 		}
 	}
 	return nil

@@ -9,39 +9,13 @@
 //     store off and heals it, and otherwise changes nothing.
 package catalogtest
 
-import (
-	"fmt"
-
-	"github.com/ckptd/ckptd/catalog"
-)
-
-// maxKey bounds a key, in bytes.
-const maxKey = 1024
-
-// checkKey reports ErrInvalid unless key is one or more legal tokens.
-func checkKey(key string) error {
-	token := 0
-	for i := range len(key) {
-		switch c := key[i]; {
-		case c == '.' && token > 0:
-			token = 0
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '=', c == '/':
-			token++
-		default:
-			return fmt.Errorf("key %q: %w", key, catalog.ErrInvalid)
-		}
-	}
-	if token == 0 || len(key) > maxKey {
-		return fmt.Errorf("key %q: %w", key, catalog.ErrInvalid)
-	}
-	return nil
-}
+import "github.com/ckptd/ckptd/catalog"
 
 func checkPrefix(prefix string) error {
 	if prefix == "" {
 		return nil
 	}
-	return checkKey(prefix)
+	return catalog.CheckKey(prefix)
 }
 
 // covers reports whether prefix, a sequence of whole tokens, covers key.

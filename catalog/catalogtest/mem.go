@@ -66,7 +66,7 @@ func (m *MemDriver) Len() int {
 
 // Get implements catalog.Driver.
 func (m *MemDriver) Get(ctx context.Context, key string) (catalog.Record, error) {
-	if err := checkKey(key); err != nil {
+	if err := catalog.CheckKey(key); err != nil {
 		return catalog.Record{}, fmt.Errorf("get: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -88,7 +88,7 @@ func clone(r catalog.Record) catalog.Record {
 
 // Swap implements catalog.Driver.
 func (m *MemDriver) Swap(ctx context.Context, key string, rev uint64, value []byte) (uint64, error) {
-	if err := checkKey(key); err != nil {
+	if err := catalog.CheckKey(key); err != nil {
 		return 0, fmt.Errorf("swap: %w", err)
 	}
 	if len(value) > catalog.MaxRecord {
@@ -189,7 +189,7 @@ func (m *MemDriver) Watch(ctx context.Context, prefix string) iter.Seq2[catalog.
 			switch {
 			case !synced:
 				synced = true
-				if !yield(catalog.Change{Synced: true}, nil) {
+				if !yield(catalog.Change{Record: catalog.Record{Rev: reached}, Synced: true}, nil) {
 					return
 				}
 			case len(records) == 0:

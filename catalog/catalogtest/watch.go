@@ -112,12 +112,15 @@ func (m *Mirror) wait(t testing.TB, what string, ok func(map[string]string, uint
 
 func testWatch(t *testing.T, d catalog.Driver) {
 	r := swap(t, d, "w.a", 0, "1")
-	swap(t, d, "w.b", 0, "")
+	b := swap(t, d, "w.b", 0, "")
 	swap(t, d, "wx.c", 0, "not covered")
 	m := NewMirror(t, d, "w")
-	m.wait(t, "what exists", func(got map[string]string, _ uint64, synced bool) bool {
+	m.wait(t, "what exists", func(got map[string]string, reached uint64, synced bool) bool {
 		if !synced {
 			return false
+		}
+		if reached < b {
+			t.Errorf("at Synced the watch says it came to %d, want %d or more", reached, b)
 		}
 		if want := (map[string]string{"w.a": "1", "w.b": ""}); !maps.Equal(got, want) {
 			t.Errorf("at Synced the watch gave %v, want %v", got, want)

@@ -35,34 +35,12 @@ const (
 	reasonHeader    = "Nats-Marker-Reason"
 )
 
-// maxKey bounds a key, in bytes; a NATS subject must fit into one protocol line.
-const maxKey = 1024
-
-// checkKey reports ErrInvalid unless key is one or more legal tokens.
-func checkKey(key string) error {
-	token := 0
-	for i := range len(key) {
-		switch c := key[i]; {
-		case c == '.' && token > 0:
-			token = 0
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '=', c == '/':
-			token++
-		default:
-			return fmt.Errorf("key %q: %w", key, catalog.ErrInvalid)
-		}
-	}
-	if token == 0 || len(key) > maxKey {
-		return fmt.Errorf("key %q: %w", key, catalog.ErrInvalid)
-	}
-	return nil
-}
-
 // filters are the subjects that prefix covers.
 func (d *Driver) filters(prefix string) ([]string, error) {
 	if prefix == "" {
 		return []string{d.subject + ">"}, nil
 	}
-	if err := checkKey(prefix); err != nil {
+	if err := catalog.CheckKey(prefix); err != nil {
 		return nil, err
 	}
 	return []string{d.subject + prefix, d.subject + prefix + ".>"}, nil
@@ -70,7 +48,7 @@ func (d *Driver) filters(prefix string) ([]string, error) {
 
 // Get implements catalog.Driver; the stream's leader answers.
 func (d *Driver) Get(ctx context.Context, key string) (catalog.Record, error) {
-	if err := checkKey(key); err != nil {
+	if err := catalog.CheckKey(key); err != nil {
 		return catalog.Record{}, fmt.Errorf("get: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.opt.Timeout)
@@ -87,7 +65,7 @@ func (d *Driver) Get(ctx context.Context, key string) (catalog.Record, error) {
 
 // Swap implements catalog.Driver.
 func (d *Driver) Swap(ctx context.Context, key string, rev uint64, value []byte) (uint64, error) {
-	if err := checkKey(key); err != nil {
+	if err := catalog.CheckKey(key); err != nil {
 		return 0, fmt.Errorf("swap: %w", err)
 	}
 	if len(value) > catalog.MaxRecord {
