@@ -1,0 +1,208 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/klauspost/reedsolomon"
+	"golang.org/x/sys/unix"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/sdk/ckpt"
+)
+
+// unit is the stripe unit of the daemons measured, their default, in bytes.
+const unit = 1 << 20
+
+// perGiB is processor time for n bytes, in seconds a GiB.
+func perGiB(d time.Duration, n int64) float64 { return d.Seconds() * (1 << 30) / float64(n) }
+
+// part is one unavoidable part of some work, measured alone.
+type part struct {
+	name string
+	do   func() error
+	v    []float64 // seconds of processor time a GiB of the shard, run by run
+}
+
+// measure runs every part once and gives the sum.
+func measure(parts []*part, size int64) (sum float64, err error) {
+	for _, p := range parts {
+		cpu, err := cpuOf(nil, p.do)
+		if err != nil {
+			return 0, fmt.Errorf("yardstick %s: %w", p.name, err)
+		}
+		p.v = append(p.v, perGiB(cpu, size))
+		sum += perGiB(cpu, size)
+	}
+	return sum, nil
+}
+
+// account tells the parts' medians.
+func account(parts []*part) string {
+	var s []string
+	for _, p := range parts {
+		s = append(s, fmt.Sprintf("%s %.3f", p.name, median(p.v)))
+	}
+	return strings.Join(s, " + ")
+}
+
+// readColumns reads files past the page cache into reused memory.
+func readColumns(files []string, n int64) func() error {
+	return func() error {
+		buf, err := mapMemory(plainIO)
+		if err != nil {
+			return err
+		}
+		defer unix.Munmap(buf)
+		for _, path := range files {
+			f, err := openDirect(path, unix.O_RDONLY)
+			if err != nil {
+				return err
+			}
+			for off := int64(0); off < n && err == nil; off += plainIO {
+				err = readDirect(f, buf[:min(plainIO, (n-off+4095)/4096*4096)], off)
+			}
+			f.Close()
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// copyFresh copies n bytes from reused memory into fresh memory.
+func copyFresh(n int64) func() error {
+	return func() error {
+		from, err := mapMemory(plainIO)
+		if err != nil {
+			return err
+		}
+		defer unix.Munmap(from)
+		clear(from)
+		to, err := mapMemory(n)
+		if err != nil {
+			return err
+		}
+		defer unix.Munmap(to)
+		for off := int64(0); off < n; off += plainIO {
+			copy(to[off:min(n, off+plainIO)], from)
+		}
+		return nil
+	}
+}
+
+// sink keeps the compiler from dropping a sum nobody asks for.
+var sink uint64
+
+func sumCRC(data []byte) func() error {
+	return func() error {
+		for at := 0; at < len(data); at += 64 << 10 {
+			sink += uint64(crc32.Checksum(data[at:min(len(data), at+64<<10)], catalog.Castagnoli))
+		}
+		return nil
+	}
+}
+
+// rebuildFirst reconstructs the first column of k from the others and one
+// parity column, in units.
+func rebuildFirst(data []byte, k, m int) func() error {
+	return func() error {
+		rs, err := reedsolomon.New(k, m, reedsolomon.WithMaxGoroutines(1))
+		if err != nil {
+			return err
+		}
+		spare := make([]byte, unit)
+		need := make([]bool, k+m)
+		need[0] = true
+		for at := 0; at+k*unit <= len(data); at += k * unit {
+			shards := make([][]byte, k+m)
+			shards[0] = spare[:0]
+			for i := 1; i < k; i++ {
+				shards[i] = data[at+i*unit:][:unit]
+			}
+			shards[k] = data[at:][:unit] // any bytes take the same time
+			if err := rs.ReconstructSome(shards, need); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// layoutOf reads "k+m".
+func layoutOf(p *catalog.Place) (k, m int, err error) {
+	a, b, ok := strings.Cut(p.Layout, "+")
+	if k, err = strconv.Atoi(a); err == nil && ok {
+		m, err = strconv.Atoi(b)
+	}
+	if err != nil || !ok || k < 2 || m < 1 {
+		return 0, 0, fmt.Errorf("layout %q: %w: the yardsticks are for k+m with k > 1", p.Layout, catalog.ErrInvalid)
+	}
+	return k, m, nil
+}
+
+// restoreRemote is the processor time, of client and daemon together, of
+// restoring from the targets; then without one of the columns.
+func (b *bench) restoreRemote(ctx context.Context, d *daemon, at *saved, data []byte) error {
+	place, files, err := columns(ctx, d, at)
+	if err != nil {
+		return err
+	}
+	k, m, err := layoutOf(place)
+	if err != nil {
+		return err
+	}
+	n := at.size / int64(k)
+	healthy := []*part{{name: "O_DIRECT read of the columns", do: readColumns(files[:k], n)}, {name: "CRC32C", do: sumCRC(data)}, {name: "copy to the caller", do: copyFresh(at.size)}}
+	degraded := []*part{{name: "O_DIRECT read of the columns", do: readColumns(files[1:k+1], n)}, {name: "CRC32C", do: sumCRC(data)},
+		{name: "Reed-Solomon", do: rebuildFirst(data, k, m)}, {name: "copy to the caller", do: copyFresh(at.size)}}
+	if err := b.remoteCPU(ctx, d, at, data, "restore.remote.cpu", healthy, fmt.Sprintf("layout %s, no column missing", place.Layout)); err != nil {
+		return err
+	}
+	away := files[0] + ".away"
+	if err := os.Rename(files[0], away); err != nil {
+		return err
+	}
+	return b.remoteCPU(ctx, d, at, data, "restore.degraded.cpu", degraded, fmt.Sprintf("layout %s, a data column missing", place.Layout))
+}
+
+func (b *bench) remoteCPU(ctx context.Context, d *daemon, at *saved, data []byte, bar string, parts []*part, what string) error {
+	var product, yard, rate []float64
+	for i := range b.opt.Pairs + 1 {
+		b.logf("%s: pair %d of %d", bar, i, b.opt.Pairs)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		sum, err := measure(parts, at.size)
+		if err != nil {
+			return err
+		}
+		var p []byte
+		begin := time.Now()
+		cpu, err := cpuOf(d, func() (err error) {
+			p, err = readWhole(ctx, d.client, at, ckpt.From("remote"))
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		r := perSecond(len(data), time.Since(begin))
+		if err := same(p[at.header:], data, at.header); err != nil {
+			return err
+		}
+		if err := unix.Munmap(p); err != nil {
+			return err
+		}
+		if i > 0 {
+			product, yard, rate = append(product, perGiB(cpu, at.size)), append(yard, sum), append(rate, r)
+		}
+	}
+	b.versus(bar, product, yard, "%s, client and daemon, %s, at %s; alone: %s (targets are folders: no network)", what, amount(float64(at.size), "B"), amount(median(rate), "B/s"), account(parts))
+	return nil
+}
