@@ -83,8 +83,18 @@ class Session:
         return self._sock.fileno() < 0
 
     def stale(self) -> bool:
-        """Whether the daemon hung up meanwhile. Between requests it has nothing to say, so readable means gone."""
-        return self.closed or self.pid != os.getpid() or self.readable()
+        """Whether the daemon hung up meanwhile. Slots of the last save may still be freed after its seal."""
+        if self.closed or self.pid != os.getpid():
+            return True
+        try:
+            while self.readable():
+                frame = self.recv()
+                self.lent(frame)
+                if frame.msg.get("t") not in ("free", "lend"):
+                    return True
+        except Error:  # gone, or it said why it is going
+            return True
+        return False
 
     def readable(self) -> bool:
         p = select.poll()
