@@ -2,13 +2,14 @@ package catalog
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
+	"math"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Catalog codes the rules over two drivers: records that every node mirrors
@@ -27,82 +28,6 @@ func New(records, parts Driver) *Catalog {
 	return c
 }
 
-// casTries bounds how often an update starts over after losing a race.
-const casTries = 64
-
-// update reads key, lets change edit it, and swaps it in, starting over when
-// somebody else was first. A missing record is given to change as the zero T
-// with exists false. change returning errSame leaves the record as it is.
-func update[T any](ctx context.Context, d Driver, key string, change func(v *T, exists bool) error) (T, error) {
-	for try := range casTries {
-		var v T
-		rec, err := d.Get(ctx, key)
-		exists := err == nil
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return v, err
-		}
-		if exists {
-			if err := json.Unmarshal(rec.Value, &v); err != nil {
-				return v, fmt.Errorf("record %s: %w: %v", key, ErrCorrupt, err)
-			}
-		}
-		if err := change(&v, exists); errors.Is(err, errSame) {
-			return v, nil
-		} else if err != nil {
-			return v, err
-		}
-		b, err := json.Marshal(v)
-		if err != nil {
-			return v, fmt.Errorf("record %s: %w", key, err)
-		}
-		if _, err = d.Swap(ctx, key, rec.Rev, b); err == nil {
-			return v, nil
-		} else if !errors.Is(err, ErrConflict) {
-			return v, err
-		}
-		if try > 2 { // many writers: spread them
-			select {
-			case <-ctx.Done():
-				return v, ctx.Err()
-			case <-time.After(time.Duration(rand.Int64N(int64(try) * int64(time.Millisecond)))):
-			}
-		}
-	}
-	var v T
-	return v, fmt.Errorf("record %s: %w: lost the race %d times", key, ErrConflict, casTries)
-}
-
-// errSame tells update that nothing needs to change.
-var errSame = errors.New("same")
-
-func read[T any](ctx context.Context, d Driver, key string) (T, error) {
-	var v T
-	rec, err := d.Get(ctx, key)
-	if err != nil {
-		return v, err
-	}
-	if err := json.Unmarshal(rec.Value, &v); err != nil {
-		return v, fmt.Errorf("record %s: %w: %v", key, ErrCorrupt, err)
-	}
-	return v, nil
-}
-
-// remove deletes key whatever its revision; a missing key is fine.
-func remove(ctx context.Context, d Driver, key string) error {
-	for range casTries {
-		rec, err := d.Get(ctx, key)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		} else if err != nil {
-			return err
-		}
-		if _, err = d.Swap(ctx, key, rec.Rev, nil); !errors.Is(err, ErrConflict) {
-			return err
-		}
-	}
-	return fmt.Errorf("delete %s: %w", key, ErrConflict)
-}
-
 // maxLaunches bounds how many earlier launches a run remembers to fence them
 // by name; older ones are fenced by their attempt number alone.
 const maxLaunches = 64
@@ -114,8 +39,8 @@ func (c *Catalog) Attach(ctx context.Context, run Run, launch string, now time.T
 	if _, err := ParseRun(string(run)); err != nil {
 		return RunRecord{}, err
 	}
-	if launch == "" || len(launch) > 256 {
-		return RunRecord{}, fmt.Errorf("attach %s: %w: the launch's name must have 1 to 256 bytes", run, ErrInvalid)
+	if err := checkText("the launch's name", launch); err != nil {
+		return RunRecord{}, fmt.Errorf("attach %s: %w", run, err)
 	}
 	r, err := update(ctx, c.records, runKey(run), func(r *RunRecord, exists bool) error {
 		if !exists {
@@ -145,6 +70,23 @@ func (c *Catalog) Attach(ctx context.Context, run Run, launch string, now time.T
 	return r, nil
 }
 
+// maxText bounds names that users are free to choose, in bytes.
+const maxText = 256
+
+// checkText refuses what would not come back from a record as it went in: the
+// ranks of a launch with such a name would each get an attempt of their own.
+func checkText(what, s string) error {
+	if s == "" || len(s) > maxText || !utf8.ValidString(s) {
+		return fmt.Errorf("%w: %s must have 1 to %d bytes of UTF-8", ErrInvalid, what, maxText)
+	}
+	for _, r := range s {
+		if !unicode.IsPrint(r) {
+			return fmt.Errorf("%w: %s must be printable, without %q", ErrInvalid, what, r)
+		}
+	}
+	return nil
+}
+
 // CheckAttempt asks the store whether attempt is still the run's newest.
 // ErrFenced says no; ErrUnavailable says the store could not be asked.
 func (c *Catalog) CheckAttempt(ctx context.Context, run Run, attempt int) error {
@@ -172,11 +114,8 @@ func fenced(run Run, attempt, newest int) error {
 // idempotent: any rank may call it. A set that exists in another state is
 // fs.ErrExist (committed) or ErrConflict.
 func (c *Catalog) Begin(ctx context.Context, id SetID, world int, metrics map[string]float64, now time.Time) (SetRecord, error) {
-	if err := id.Check(); err != nil {
-		return SetRecord{}, err
-	}
-	if world < 1 || world > MaxWorld {
-		return SetRecord{}, fmt.Errorf("begin %v: %w: world size %d is not in 1 to %d", id, ErrInvalid, world, MaxWorld)
+	if err := checkBegin(id, world, metrics); err != nil {
+		return SetRecord{}, fmt.Errorf("begin %v: %w", id, err)
 	}
 	if err := c.CheckAttempt(ctx, id.Run, id.Attempt); err != nil {
 		return SetRecord{}, fmt.Errorf("begin %v: %w", id, err)
@@ -184,9 +123,36 @@ func (c *Catalog) Begin(ctx context.Context, id SetID, world int, metrics map[st
 	return c.BeginSealed(ctx, id, world, metrics, now)
 }
 
+// maxMetrics bounds the metrics of one set.
+const maxMetrics = 256
+
+func checkBegin(id SetID, world int, metrics map[string]float64) error {
+	if err := id.Check(); err != nil {
+		return err
+	}
+	if world < 1 || world > MaxWorld {
+		return fmt.Errorf("%w: world size %d is not in 1 to %d", ErrInvalid, world, MaxWorld)
+	}
+	if len(metrics) > maxMetrics {
+		return fmt.Errorf("%w: %d metrics, at most %d", ErrInvalid, len(metrics), maxMetrics)
+	}
+	for k, v := range metrics {
+		if err := checkText("a metric's name", k); err != nil {
+			return err
+		}
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return fmt.Errorf("%w: metric %q is %v; leave it out", ErrInvalid, k, v)
+		}
+	}
+	return nil
+}
+
 // BeginSealed is Begin without the fence, for shards that were sealed while
 // their attempt was known to be the newest.
 func (c *Catalog) BeginSealed(ctx context.Context, id SetID, world int, metrics map[string]float64, now time.Time) (SetRecord, error) {
+	if err := checkBegin(id, world, metrics); err != nil {
+		return SetRecord{}, fmt.Errorf("begin %v: %w", id, err)
+	}
 	s, err := update(ctx, c.records, setKey(id), func(s *SetRecord, exists bool) error {
 		if !exists {
 			*s = SetRecord{SetID: id, State: Writing, World: world, Begun: now, Level: Staged, Metrics: metrics, Version: 1}
@@ -202,7 +168,7 @@ func (c *Catalog) BeginSealed(ctx context.Context, id SetID, world int, metrics 
 		}
 		missing := false
 		for k, v := range metrics {
-			if _, ok := s.Metrics[k]; !ok {
+			if _, ok := s.Metrics[k]; !ok && len(s.Metrics) < maxMetrics {
 				if s.Metrics == nil {
 					s.Metrics = map[string]float64{}
 				}
@@ -221,48 +187,6 @@ func (c *Catalog) BeginSealed(ctx context.Context, id SetID, world int, metrics 
 	return s, nil
 }
 
-// UpdatePart changes one node's statement about a set: its votes and places.
-func (c *Catalog) UpdatePart(ctx context.Context, id SetID, node string, change func(*PartRecord) error) (PartRecord, error) {
-	p, err := update(ctx, c.parts, partKey(id, node), func(p *PartRecord, exists bool) error {
-		if !exists {
-			*p = PartRecord{Set: id, Node: node}
-		}
-		return change(p)
-	})
-	if err != nil {
-		return p, fmt.Errorf("statement of %s about %v: %w", node, id, err)
-	}
-	return p, nil
-}
-
-// ErrSame, returned by a change, leaves the record as it is without error.
-var ErrSame = errSame
-
-// Parts reads what every node says about a set.
-func (c *Catalog) Parts(ctx context.Context, id SetID) ([]PartRecord, error) {
-	var parts []PartRecord
-	for rec, err := range c.parts.List(ctx, partPrefix(id)) {
-		if err != nil {
-			return nil, fmt.Errorf("statements about %v: %w", id, err)
-		}
-		var p PartRecord
-		if err := json.Unmarshal(rec.Value, &p); err != nil {
-			return nil, fmt.Errorf("record %s: %w: %v", rec.Key, ErrCorrupt, err)
-		}
-		parts = append(parts, p)
-	}
-	return parts, nil
-}
-
-// Part reads what one node says about a set; no statement is fs.ErrNotExist.
-func (c *Catalog) Part(ctx context.Context, id SetID, node string) (PartRecord, error) {
-	p, err := read[PartRecord](ctx, c.parts, partKey(id, node))
-	if err != nil {
-		return p, fmt.Errorf("statement of %s about %v: %w", node, id, err)
-	}
-	return p, nil
-}
-
 // Set reads one set's record in any state, straight from the store.
 func (c *Catalog) Set(ctx context.Context, id SetID) (SetRecord, error) {
 	s, err := read[SetRecord](ctx, c.records, setKey(id))
@@ -273,9 +197,17 @@ func (c *Catalog) Set(ctx context.Context, id SetID) (SetRecord, error) {
 }
 
 // Commit makes a set visible: the one compare-and-swap. It refuses with
-// ErrIncomplete unless parts hold a durable shard of every rank, and is
-// idempotent for the same manifest.
+// ErrIncomplete unless parts hold a durable shard of every rank, none of which
+// has gone bad since, and is idempotent for the same manifest.
 func (c *Catalog) Commit(ctx context.Context, id SetID, manifest Digest, size int64, nodes []string, parts []PartRecord, now time.Time) (SetRecord, error) {
+	if manifest.IsZero() || size < 0 {
+		return SetRecord{}, fmt.Errorf("commit %v: %w: no manifest, or a size of %d", id, ErrInvalid, size)
+	}
+	for i := range parts {
+		if parts[i].Set != id {
+			return SetRecord{}, fmt.Errorf("commit %v: %w: a statement is about %v", id, ErrInvalid, parts[i].Set)
+		}
+	}
 	s, err := update(ctx, c.records, setKey(id), func(s *SetRecord, exists bool) error {
 		switch {
 		case !exists:
@@ -288,9 +220,13 @@ func (c *Catalog) Commit(ctx context.Context, id SetID, manifest Digest, size in
 		if missing := MissingRanks(s.World, parts); len(missing) > 0 {
 			return fmt.Errorf("%w: no durable shard of %d ranks, the first is %d", ErrIncomplete, len(missing), missing[0])
 		}
-		s.State, s.Committed, s.Manifest, s.Size, s.Nodes = Committed, now, manifest, size, nodes
-		s.Level = LevelOf(s, parts)
-		s.Version++
+		done := *s
+		done.State, done.Committed, done.Manifest, done.Size, done.Nodes = Committed, now, manifest, size, nodes
+		if done.Level = LevelOf(&done, parts); done.Level < Local {
+			return fmt.Errorf("%w: a shard that was durable is bad or gone", ErrIncomplete)
+		}
+		done.Version++
+		*s = done
 		return nil
 	})
 	if err != nil {
@@ -300,7 +236,8 @@ func (c *Catalog) Commit(ctx context.Context, id SetID, manifest Digest, size in
 }
 
 // Update changes the record of a set that exists. The identity, the world
-// size and, once committed, the manifest cannot be changed by it.
+// size and, once committed, the manifest cannot be changed by it, and the state
+// only goes forward.
 func (c *Catalog) Update(ctx context.Context, id SetID, change func(*SetRecord) error) (SetRecord, error) {
 	s, err := update(ctx, c.records, setKey(id), func(s *SetRecord, exists bool) error {
 		if !exists {
@@ -310,7 +247,7 @@ func (c *Catalog) Update(ctx context.Context, id SetID, change func(*SetRecord) 
 		if err := change(s); err != nil {
 			return err
 		}
-		if s.SetID != before.SetID || s.World != before.World || before.State == Committed && s.Manifest != before.Manifest {
+		if s.SetID != before.SetID || s.World != before.World || s.Manifest != before.Manifest || !before.State.mayBecome(s.State) || before.State == Writing && s.State == Committed {
 			panic("catalog: Update changed what never changes")
 		}
 		s.Version = before.Version + 1
@@ -397,11 +334,21 @@ func (c *Catalog) SetPolicy(ctx context.Context, run Run, p Policy, now time.Tim
 	if _, err := ParseRun(string(run)); err != nil {
 		return err
 	}
+	if err := p.Retention.Check(); err != nil {
+		return fmt.Errorf("policy of %s: %w", run, err)
+	}
 	_, err := update(ctx, c.records, runKey(run), func(r *RunRecord, exists bool) error {
 		if !exists {
 			*r = RunRecord{Run: run, Created: now}
 		}
-		r.Policy = p
+		if exists && r.Policy == p {
+			return errSame
+		}
+		if r.Policy = p; r.PolicySet.Before(now) {
+			r.PolicySet = now
+		} else { // a clock went back; the copies' order must not
+			r.PolicySet = r.PolicySet.Add(1)
+		}
 		return nil
 	})
 	if err != nil {
@@ -412,17 +359,29 @@ func (c *Catalog) SetPolicy(ctx context.Context, run Run, p Policy, now time.Tim
 
 // PutNode announces a daemon.
 func (c *Catalog) PutNode(ctx context.Context, n NodeRecord) error {
+	if err := CheckNode(n.Name); err != nil {
+		return err
+	}
 	_, err := update(ctx, c.records, nodeKey(n.Name), func(r *NodeRecord, _ bool) error { *r = n; return nil })
-	return err
+	if err != nil {
+		return fmt.Errorf("announce %s: %w", n.Name, err)
+	}
+	return nil
 }
 
 // maxEvents bounds a set's story; the oldest after the first few are dropped.
 const maxEvents = 64
 
+// maxDetail bounds the text of one line, in bytes; the rest is cut off.
+const maxDetail = 2048
+
 // Log adds lines to a set's story. It is for people: callers may ignore its error.
 func (c *Catalog) Log(ctx context.Context, id SetID, events ...Event) error {
 	_, err := update(ctx, c.parts, logKey(id), func(l *[]Event, _ bool) error {
-		*l = append(*l, events...)
+		for _, e := range events {
+			e.Detail = strings.ToValidUTF8(e.Detail[:min(len(e.Detail), maxDetail)], "")
+			*l = append(*l, e)
+		}
 		if n := len(*l); n > maxEvents {
 			*l = append((*l)[:4:4], (*l)[n-maxEvents+4:]...)
 		}
@@ -438,121 +397,4 @@ func (c *Catalog) Events(ctx context.Context, id SetID) ([]Event, error) {
 		return nil, nil
 	}
 	return l, err
-}
-
-// bulkChunk is how much of a bulk goes into one record, in bytes.
-const bulkChunk = 512 << 10
-
-// MaxBulk bounds a bulk, in bytes.
-const MaxBulk = 256 << 20
-
-// PutBulk keeps bytes too large for a record until DropBulk, under their
-// SHA-256. It is idempotent.
-func (c *Catalog) PutBulk(ctx context.Context, b []byte) (Digest, error) {
-	if len(b) > MaxBulk {
-		return Digest{}, fmt.Errorf("bulk of %d bytes: %w: at most %d", len(b), ErrInvalid, MaxBulk)
-	}
-	d := Digest(sha256.Sum256(b))
-	for i := 0; i == 0 || i*bulkChunk < len(b); i++ {
-		chunk := b[i*bulkChunk : min(len(b), (i+1)*bulkChunk)]
-		if chunk == nil {
-			chunk = []byte{}
-		}
-		if _, err := c.parts.Swap(ctx, bulkKey(d, i), 0, chunk); err != nil && !errors.Is(err, ErrConflict) {
-			return d, fmt.Errorf("bulk %s: %w", d, err)
-		}
-	}
-	return d, nil
-}
-
-// GetBulk reads size bytes that PutBulk kept.
-func (c *Catalog) GetBulk(ctx context.Context, d Digest) ([]byte, error) {
-	var b []byte
-	for i := 0; ; i++ {
-		rec, err := c.parts.Get(ctx, bulkKey(d, i))
-		if errors.Is(err, fs.ErrNotExist) && i > 0 {
-			break
-		} else if err != nil {
-			return nil, fmt.Errorf("bulk %s: %w", d, err)
-		}
-		if b = append(b, rec.Value...); len(rec.Value) < bulkChunk {
-			break
-		}
-		if len(b) > MaxBulk {
-			return nil, fmt.Errorf("bulk %s: %w: too large", d, ErrCorrupt)
-		}
-	}
-	if sha256.Sum256(b) != d {
-		return nil, fmt.Errorf("bulk %s: %w: SHA-256 differs", d, ErrCorrupt)
-	}
-	return b, nil
-}
-
-// DropBulk forgets a bulk.
-func (c *Catalog) DropBulk(ctx context.Context, d Digest) error {
-	for rec, err := range c.parts.List(ctx, bulkPrefix(d)) {
-		if err == nil {
-			err = remove(ctx, c.parts, rec.Key)
-		}
-		if err != nil {
-			return fmt.Errorf("drop bulk %s: %w", d, err)
-		}
-	}
-	return nil
-}
-
-// WatchParts follows the statements of all nodes: those that exist, then
-// synced, then each change, until ctx ends or see returns an error.
-func (c *Catalog) WatchParts(ctx context.Context, see func(p *PartRecord, synced bool) error) error {
-	for ch, err := range c.parts.Watch(ctx, "part") {
-		if err != nil {
-			return fmt.Errorf("watch statements: %w", err)
-		}
-		var p *PartRecord
-		if !ch.Synced && ch.Value != nil {
-			p = new(PartRecord)
-			if err := json.Unmarshal(ch.Value, p); err != nil {
-				return fmt.Errorf("record %s: %w: %v", ch.Key, ErrCorrupt, err)
-			}
-		}
-		if err := see(p, ch.Synced); err != nil {
-			return err
-		}
-	}
-	return ctx.Err()
-}
-
-// AdoptSet and AdoptRun write records found on the tiers into an empty or
-// older catalog: the higher Version (attempt) wins, so adopting the copies of
-// all tiers in any order gives one result.
-func (c *Catalog) AdoptSet(ctx context.Context, found SetRecord) error {
-	if err := found.Check(); err != nil {
-		return fmt.Errorf("adopt: %w", err)
-	}
-	_, err := update(ctx, c.records, setKey(found.SetID), func(s *SetRecord, exists bool) error {
-		if exists && s.Version >= found.Version {
-			return errSame
-		}
-		*s = found
-		return nil
-	})
-	return err
-}
-
-func (c *Catalog) AdoptRun(ctx context.Context, found RunRecord) error {
-	if _, err := ParseRun(string(found.Run)); err != nil {
-		return fmt.Errorf("adopt: %w", err)
-	}
-	_, err := update(ctx, c.records, runKey(found.Run), func(r *RunRecord, exists bool) error {
-		if exists && r.Attempt >= found.Attempt {
-			return errSame
-		}
-		policy := r.Policy
-		*r = found
-		if exists && policy != (Policy{}) {
-			r.Policy = policy
-		}
-		return nil
-	})
-	return err
 }

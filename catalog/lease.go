@@ -21,13 +21,16 @@ type leaseRecord struct {
 // Lease keeps a committed set's bytes from being pruned until the given time,
 // on behalf of holder. The record is written before the set is looked at once
 // more, and a pruner looks for leases after its tombstone: one of the two sees
-// the other.
+// the other. Lease renews too; when that fails because the set is pruned, what
+// was left of the lease stays, so that the reader can finish.
 func (c *Catalog) Lease(ctx context.Context, id SetID, holder string, until time.Time) error {
-	if err := CheckNode(holder); err != nil {
+	if err := checkHolder(holder); err != nil {
 		return err
 	}
 	key := leaseKey(id, holder)
+	var before leaseRecord
 	_, err := update(ctx, c.records, key, func(l *leaseRecord, _ bool) error {
+		before = *l
 		*l = leaseRecord{holder, until}
 		return nil
 	})
@@ -39,9 +42,24 @@ func (c *Catalog) Lease(ctx context.Context, id SetID, holder string, until time
 		err = fmt.Errorf("it is %s: %w", s.State, fs.ErrNotExist)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("lease %v: %w", id, err), remove(ctx, c.records, key))
+		return errors.Join(fmt.Errorf("lease %v: %w", id, err), c.unrenew(ctx, key, before))
 	}
 	return nil
+}
+
+// unrenew puts a lease back to what it was before; the zero lease is none.
+func (c *Catalog) unrenew(ctx context.Context, key string, before leaseRecord) error {
+	if before.Until.IsZero() {
+		return remove(ctx, c.records, key)
+	}
+	_, err := update(ctx, c.records, key, func(l *leaseRecord, exists bool) error {
+		if !exists || l.Until.Before(before.Until) {
+			return errSame
+		}
+		*l = before
+		return nil
+	})
+	return err
 }
 
 // Unlease ends a lease early.
@@ -116,6 +134,7 @@ func (e *Elector) Tick(ctx context.Context, now time.Time) (bool, error) {
 	b, _ := json.Marshal(next) // a struct of plain fields
 	rev, err := d.Swap(ctx, coordKey, rec.Rev, b)
 	if errors.Is(err, ErrConflict) {
+		e.leader = "" // another node took it between our look and our swap
 		return false, nil
 	} else if err != nil {
 		e.leader = ""
@@ -133,6 +152,7 @@ func (e *Elector) Resign(ctx context.Context) error {
 	if e.leader != e.Node {
 		return nil
 	}
+	e.leader = ""
 	rec, err := e.Catalog.records.Get(ctx, coordKey)
 	if err != nil {
 		return err

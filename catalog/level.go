@@ -33,7 +33,7 @@ func ParseLevel(s string) (Level, error) {
 			return Level(i), nil
 		}
 	}
-	return 0, fmt.Errorf("level %q: %w: want one of %s", s, ErrInvalid, strings.Join(levelNames[1:], ", "))
+	return 0, fmt.Errorf("level %.80q: %w: want one of %s", s, ErrInvalid, strings.Join(levelNames[1:], ", "))
 }
 
 func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }

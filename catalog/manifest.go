@@ -3,7 +3,9 @@ package catalog
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math/bits"
 	"time"
 )
 
@@ -90,7 +92,7 @@ func ParseManifest(b []byte, root Digest) (*Manifest, error) {
 	if err := m.Set.Check(); err != nil {
 		return bad(err.Error())
 	}
-	if m.World != len(m.Shards) || m.World < 1 {
+	if m.World != len(m.Shards) || m.World < 1 || m.World > MaxWorld {
 		return bad("number of shards is not the world size")
 	}
 	for i := range m.Shards {
@@ -107,13 +109,52 @@ func (s *Shard) check() error {
 	if s.Size < 0 || s.Size > MaxShardSize || s.Header < 0 || s.Header > s.Size {
 		return fmt.Errorf("rank %d: size or header out of range", s.Rank)
 	}
+	if s.Root.IsZero() {
+		return fmt.Errorf("rank %d: no root: its bytes could not be checked", s.Rank)
+	}
+	names := make(map[string]bool, len(s.Tensors))
 	for i := range s.Tensors {
 		t := &s.Tensors[i]
-		if t.Offset < s.Header || t.Size < 0 || t.Offset > s.Size-t.Size {
-			return fmt.Errorf("rank %d: tensor %q lies outside its shard", s.Rank, t.Name)
+		if names[t.Name] {
+			return fmt.Errorf("rank %d: tensor %.200q is there twice", s.Rank, t.Name)
 		}
-		if len(t.Global) != len(t.Start) || len(t.Global) != 0 && len(t.Global) != len(t.Shape) {
-			return fmt.Errorf("rank %d: tensor %q: global shape does not fit", s.Rank, t.Name)
+		names[t.Name] = true
+		if t.Offset < s.Header || t.Size < 0 || t.Offset > s.Size-t.Size {
+			return fmt.Errorf("rank %d: tensor %.200q lies outside its shard", s.Rank, t.Name)
+		}
+		if err := t.check(); err != nil {
+			return fmt.Errorf("rank %d: tensor %.200q: %w", s.Rank, t.Name, err)
+		}
+	}
+	return nil
+}
+
+// check holds shape and size together. A dimension may be anything up to
+// 2^63-1, so the product is taken with care.
+func (t *Tensor) check() error {
+	n := uint64(1)
+	for _, dim := range t.Shape {
+		if dim < 0 {
+			return errors.New("a dimension is negative")
+		}
+		hi, lo := bits.Mul64(n, uint64(dim))
+		if hi != 0 {
+			return errors.New("the shape overflows")
+		}
+		n = lo
+	}
+	if t.DType.Bits() == 0 {
+		return fmt.Errorf("dtype %.40q is unknown", t.DType)
+	}
+	if hi, lo := bits.Mul64(n, uint64(t.DType.Bits())); hi != 0 || lo != 8*uint64(t.Size) { // Size is at most MaxShardSize
+		return fmt.Errorf("%d bytes do not hold shape %v of %s", t.Size, t.Shape[:min(len(t.Shape), 16)], t.DType)
+	}
+	if len(t.Global) != len(t.Start) || len(t.Global) != 0 && len(t.Global) != len(t.Shape) {
+		return errors.New("global shape does not fit")
+	}
+	for i, whole := range t.Global {
+		if t.Start[i] < 0 || t.Start[i] > whole || t.Shape[i] > whole-t.Start[i] {
+			return errors.New("the piece lies outside its whole")
 		}
 	}
 	return nil

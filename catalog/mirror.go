@@ -3,10 +3,10 @@ package catalog
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -19,25 +19,29 @@ import (
 type mirror struct {
 	mu struct {
 		sync.Mutex
-		synced  bool
-		rev     uint64        // everything up to here is in the maps
+		synced  bool          // there is something to show, be it old
+		whole   bool          // the running watch has given everything there was
+		rev     uint64        // everything up to here is in the maps, as the running watch counts
 		moved   chan struct{} // closed and replaced when rev grows or synced turns true
 		runs    map[Run]*RunRecord
 		sets    map[Run]map[SetID]*SetRecord
 		nodes   map[string]*NodeRecord
 		keys    map[string]func() // key -> what to do when it is deleted
-		watches map[chan SetRecord]Run
-		bad     int // records that could not be read
+		watches map[chan SetRecord]watch
+		bad     map[string]bool // keys whose record could not be read; what it said before stays
 	}
+}
+
+// watch is one reader of Catalog.Watch.
+type watch struct {
+	run  Run         // "": all
+	stop func() bool // forgets to close it when its context ends
 }
 
 func (m *mirror) init() {
 	m.mu.moved = make(chan struct{})
-	m.mu.watches = make(map[chan SetRecord]Run)
-	m.reset()
-}
-
-func (m *mirror) reset() {
+	m.mu.watches = make(map[chan SetRecord]watch)
+	m.mu.bad = make(map[string]bool)
 	m.mu.runs = make(map[Run]*RunRecord)
 	m.mu.sets = make(map[Run]map[SetID]*SetRecord)
 	m.mu.nodes = make(map[string]*NodeRecord)
@@ -65,6 +69,13 @@ func (c *Catalog) Run(ctx context.Context) error {
 
 func (c *Catalog) follow(ctx context.Context) error {
 	m := &c.mirror
+	// The next watch may be of another store, whose revisions begin anew: what
+	// this one reached says nothing then.
+	defer func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.mu.whole, m.mu.rev = false, 0
+	}()
 	var seen map[string]bool // keys of this watch's first state; nil once synced
 	seen = make(map[string]bool)
 	for ch, err := range c.records.Watch(ctx, "") {
@@ -79,8 +90,13 @@ func (c *Catalog) follow(ctx context.Context) error {
 					delete(m.mu.keys, key)
 				}
 			}
+			for key := range m.mu.bad {
+				if !seen[key] {
+					delete(m.mu.bad, key)
+				}
+			}
 			seen = nil
-			m.mu.synced = true
+			m.mu.synced, m.mu.whole = true, true
 		} else {
 			if seen != nil {
 				seen[ch.Key] = true
@@ -102,6 +118,7 @@ func (m *mirror) apply(rec Record) {
 			drop()
 			delete(m.mu.keys, rec.Key)
 		}
+		delete(m.mu.bad, rec.Key)
 		return
 	}
 	kind, _, _ := strings.Cut(rec.Key, ".")
@@ -109,33 +126,44 @@ func (m *mirror) apply(rec Record) {
 	switch kind {
 	case "run":
 		r := new(RunRecord)
-		if err = json.Unmarshal(rec.Value, r); err == nil {
+		if err = decode(rec, r); err == nil {
 			m.mu.runs[r.Run] = r
 			m.mu.keys[rec.Key] = func() { delete(m.mu.runs, r.Run) }
 		}
 	case "set":
 		s := new(SetRecord)
-		if err = json.Unmarshal(rec.Value, s); err == nil {
-			if m.mu.sets[s.Run] == nil {
-				m.mu.sets[s.Run] = make(map[SetID]*SetRecord)
-			}
-			m.mu.sets[s.Run][s.SetID] = s
-			if _, ok := m.mu.keys[rec.Key]; !ok {
-				id := s.SetID
-				m.mu.keys[rec.Key] = func() { m.dropSet(id) }
-			}
-			m.tell(*s)
+		if err = decode(rec, s); err == nil {
+			m.putSet(rec.Key, s)
 		}
 	case "node":
 		n := new(NodeRecord)
-		if err = json.Unmarshal(rec.Value, n); err == nil {
+		if err = decode(rec, n); err == nil {
 			m.mu.nodes[n.Name] = n
 			m.mu.keys[rec.Key] = func() { delete(m.mu.nodes, n.Name) }
 		}
 	}
 	if err != nil {
-		m.mu.bad++
+		m.mu.bad[rec.Key] = true
+	} else {
+		delete(m.mu.bad, rec.Key)
 	}
+}
+
+func (m *mirror) putSet(key string, s *SetRecord) {
+	of := m.mu.sets[s.Run]
+	if of == nil {
+		of = make(map[SetID]*SetRecord)
+		m.mu.sets[s.Run] = of
+	}
+	old := of[s.SetID]
+	of[s.SetID] = s
+	if old == nil {
+		id := s.SetID
+		m.mu.keys[key] = func() { m.dropSet(id) }
+	} else if old.Version == s.Version && old.State == s.State && old.Level == s.Level && old.Manifest == s.Manifest {
+		return // a new watch gives again what the watchers know
+	}
+	m.tell(*s)
 }
 
 func (m *mirror) dropSet(id SetID) {
@@ -154,17 +182,26 @@ func (m *mirror) dropSet(id SetID) {
 // tell gives a change to the watchers; a slow one loses it and is told so by
 // its channel being closed.
 func (m *mirror) tell(s SetRecord) {
-	for ch, run := range m.mu.watches {
-		if run != "" && run != s.Run {
+	for ch, w := range m.mu.watches {
+		if w.run != "" && w.run != s.Run {
 			continue
 		}
 		select {
 		case ch <- s:
 		default:
+			w.stop()
 			delete(m.mu.watches, ch)
 			close(ch)
 		}
 	}
+}
+
+// Damaged lists the keys of records that this node could not read, for people.
+// What they said before, if anything, is still shown.
+func (c *Catalog) Damaged() []string {
+	c.mirror.mu.Lock()
+	defer c.mirror.mu.Unlock()
+	return slices.Sorted(maps.Keys(c.mirror.mu.bad))
 }
 
 func (m *mirror) attempt(run Run) int {
@@ -199,7 +236,7 @@ func (c *Catalog) await(ctx context.Context, rev uint64) error {
 	m := &c.mirror
 	for {
 		m.mu.Lock()
-		ok, moved := m.mu.synced && m.mu.rev >= rev, m.mu.moved
+		ok, moved := m.mu.whole && m.mu.rev >= rev, m.mu.moved
 		m.mu.Unlock()
 		if ok {
 			return nil
@@ -388,8 +425,7 @@ func (c *Catalog) Watch(ctx context.Context, run Run, initial bool) <-chan SetRe
 	for _, s := range now {
 		ch <- s
 	}
-	m.mu.watches[ch] = run
-	context.AfterFunc(ctx, func() {
+	stop := context.AfterFunc(ctx, func() { // waits for the lock, and so for the map below
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if _, ok := m.mu.watches[ch]; ok {
@@ -397,5 +433,6 @@ func (c *Catalog) Watch(ctx context.Context, run Run, initial bool) <-chan SetRe
 			close(ch)
 		}
 	})
+	m.mu.watches[ch] = watch{run, stop}
 	return ch
 }

@@ -18,6 +18,10 @@ const (
 	MaxWorld        = 1 << 20      // ranks of one set
 )
 
+// runRecordFile is what the copy of a run's record is called in every tier; a
+// part of a name like it would be a folder where another run has a file.
+const runRecordFile = "run.json"
+
 // Run is the name of one training lineage: one or more parts joined by "/",
 // each of letters, digits, "-", "_" and ".".
 type Run string
@@ -25,7 +29,7 @@ type Run string
 // ParseRun checks a run's name.
 func ParseRun(s string) (Run, error) {
 	bad := func(why string) (Run, error) {
-		return "", fmt.Errorf("run name %q: %w: %s", s, ErrInvalid, why)
+		return "", fmt.Errorf("run name %.200q: %w: %s", s, ErrInvalid, why)
 	}
 	if s == "" {
 		return bad("it is empty")
@@ -47,6 +51,8 @@ func ParseRun(s string) (Run, error) {
 			return bad("a part begins with a dot")
 		case p == "latest":
 			return bad(`"latest" is reserved`)
+		case p == runRecordFile:
+			return bad(fmt.Sprintf("%q is reserved", runRecordFile))
 		case isSetDir(p):
 			return bad("a part looks like STEP-ATTEMPT, which is reserved")
 		}
@@ -104,7 +110,7 @@ func (id SetID) RecordName() string   { return id.Dir() + "/set.json" }
 func ParseDir(dir string) (SetID, error) {
 	i := strings.LastIndexByte(dir, '/')
 	if i < 0 || !isSetDir(dir[i+1:]) {
-		return SetID{}, fmt.Errorf("set folder %q: %w", dir, ErrInvalid)
+		return SetID{}, fmt.Errorf("set folder %.200q: %w", dir, ErrInvalid)
 	}
 	run, err := ParseRun(dir[:i])
 	if err != nil {
@@ -112,7 +118,11 @@ func ParseDir(dir string) (SetID, error) {
 	}
 	step, _ := strconv.ParseInt(dir[i+1:i+13], 10, 64) // digits, checked by isSetDir
 	attempt, _ := strconv.Atoi(dir[i+14:])
-	return SetID{Run: run, Step: step, Attempt: attempt}, nil
+	id := SetID{Run: run, Step: step, Attempt: attempt}
+	if err := id.Check(); err != nil {
+		return SetID{}, fmt.Errorf("set folder %.200q: %w", dir, err)
+	}
+	return id, nil
 }
 
 // Check reports what is wrong with the id, if anything.
@@ -151,7 +161,7 @@ const Latest int64 = -1
 // ParseRef reads a reference.
 func ParseRef(s string) (Ref, error) {
 	bad := func(why string) (Ref, error) {
-		return Ref{}, fmt.Errorf("reference %q: %w: %s", s, ErrInvalid, why)
+		return Ref{}, fmt.Errorf("reference %.200q: %w: %s", s, ErrInvalid, why)
 	}
 	name, at, ok := strings.Cut(s, "@")
 	if !ok {
@@ -174,14 +184,27 @@ func ParseRef(s string) (Ref, error) {
 	}
 	step, attempt, ok := strings.Cut(at, "#")
 	if ok {
-		if ref.Attempt, err = strconv.Atoi(attempt); err != nil || ref.Attempt < 1 || ref.Attempt > MaxAttempt {
+		n, fine := parseNumber(attempt, MaxAttempt)
+		if !fine || n < 1 {
 			return bad(fmt.Sprintf("the attempt after # is a number from 1 to %d", MaxAttempt))
 		}
+		ref.Attempt = int(n)
 	}
-	if ref.Step, err = strconv.ParseInt(step, 10, 64); err != nil || ref.Step < 0 || ref.Step > MaxStep {
+	if ref.Step, ok = parseNumber(step, MaxStep); !ok {
 		return bad(fmt.Sprintf(`the step after @ is "latest" or a number from 0 to %d`, int64(MaxStep)))
 	}
 	return ref, nil
+}
+
+// parseNumber reads decimal digits, and nothing else, up to most.
+func parseNumber(s string, most int64) (int64, bool) {
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil && n <= most
 }
 
 func (r Ref) String() string {

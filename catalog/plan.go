@@ -63,7 +63,7 @@ func LevelOf(s *SetRecord, parts []PartRecord) Level {
 	level := Verified
 	for rank, v := range votes {
 		if v.Shard == nil {
-			return Staged
+			return LevelNone // a catalog that was lost, and not rebuilt to the end
 		}
 		level = min(level, ShardLevel(rank, v.Shard.Root, parts))
 	}

@@ -1,6 +1,10 @@
 package catalog
 
-import "time"
+import (
+	"errors"
+	"fmt"
+	"time"
+)
 
 // State is where a set is in its life.
 type State string
@@ -14,12 +18,31 @@ const (
 
 // RunRecord is the catalog's record of a run.
 type RunRecord struct {
-	Run      Run       `json:"run"`
-	Attempt  int       `json:"attempt"`            // the newest
-	Launch   string    `json:"launch,omitempty"`   // whose attempt that is
-	Launches []string  `json:"launches,omitempty"` // earlier launches, newest first, at most maxLaunches
-	Created  time.Time `json:"created"`
-	Policy   Policy    `json:"policy"`
+	Run       Run       `json:"run"`
+	Attempt   int       `json:"attempt"`            // the newest
+	Launch    string    `json:"launch,omitempty"`   // whose attempt that is
+	Launches  []string  `json:"launches,omitempty"` // earlier launches, newest first, at most maxLaunches
+	Created   time.Time `json:"created"`
+	Policy    Policy    `json:"policy"`
+	PolicySet time.Time `json:"policy_set,omitzero"` // orders the copies of Policy kept on tiers
+}
+
+// valid says whether the record may stand under key.
+func (r *RunRecord) valid(key string) error {
+	if _, err := ParseRun(string(r.Run)); err != nil {
+		return err
+	}
+	if r.Attempt < 0 || r.Attempt > MaxAttempt || len(r.Launches) > maxLaunches {
+		return errors.New("attempt or launches out of range")
+	}
+	return ofKey(key, runKey(r.Run))
+}
+
+func ofKey(key, own string) error {
+	if key != own {
+		return fmt.Errorf("it is the record of %s", own)
+	}
+	return nil
 }
 
 // Policy says how a run's sets are kept. The zero value means the defaults of the node.
@@ -64,6 +87,26 @@ type SetRecord struct {
 	Version   int64              `json:"version"` // grows with each change; orders the copies kept on tiers
 }
 
+// valid says whether the record may stand under key.
+func (s *SetRecord) valid(key string) error {
+	if err := s.Check(); err != nil {
+		return err
+	}
+	if s.World < 1 || s.World > MaxWorld || s.Size < 0 || s.Version < 0 {
+		return errors.New("world, size or version out of range")
+	}
+	switch s.State {
+	case Writing, Committed, Aborted, Pruned:
+		return ofKey(key, setKey(s.SetID))
+	}
+	return fmt.Errorf("state %.20q is unknown", s.State)
+}
+
+// mayBecome says which states may follow: a committed set never goes back.
+func (s State) mayBecome(next State) bool {
+	return s == next || s == Writing && (next == Committed || next == Aborted) || s == Committed && next == Pruned
+}
+
 // Place says where the columns of a blob are on the remote tier.
 type Place struct {
 	Blob       string   `json:"blob"`
@@ -81,6 +124,14 @@ type PartRecord struct {
 	Set    SetID       `json:"set"`
 	Node   string      `json:"node"`
 	Shards []PartShard `json:"shards"`
+}
+
+// valid says whether the record may stand under key.
+func (p *PartRecord) valid(key string) error {
+	if err := p.Set.Check(); err != nil {
+		return err
+	}
+	return ofKey(key, partKey(p.Set, p.Node))
 }
 
 // PartShard is one shard in a node's statement.
@@ -120,6 +171,9 @@ type NodeRecord struct {
 	Backlog  int64     `json:"backlog"`  // bytes committed and not yet remote
 	Trouble  []string  `json:"trouble,omitempty"`
 }
+
+// valid says whether the record may stand under key.
+func (n *NodeRecord) valid(key string) error { return ofKey(key, nodeKey(n.Name)) }
 
 // Event is one line of a set's story.
 type Event struct {
