@@ -32,7 +32,7 @@ var layers = map[string][]string{
 	"remotetier/stripe":     {"catalog"},
 	"remotetier":            {"remotetier/stripe", "catalog"},
 	"sdk/wire":              {"catalog"},
-	"sdk/ckpt":              {"sdk/wire", "shardwriter/shardfile", "catalog"},
+	"sdk/ckpt":              {"sdk/wire", "catalog"},
 
 	// Drivers: what only a program, or a test, plugs in.
 	"catalog/natscatalog": {"catalog"},
