@@ -1,0 +1,222 @@
+package ckptd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/localtier"
+	"github.com/ckptd/ckptd/sdk/wire"
+	"github.com/ckptd/ckptd/shardwriter"
+	"github.com/ckptd/ckptd/shardwriter/shardfile"
+)
+
+// saving is the save in progress.
+type saving struct {
+	w        *shardwriter.Session
+	segments map[int]*localtier.Segment
+	size     int64
+	lent     []*localtier.Segment
+}
+
+// giveUp ends an unsealed save and leaves nothing of it.
+func (s *session) giveUp() {
+	sv := s.saving
+	if sv == nil {
+		return
+	}
+	s.saving = nil
+	if err := sv.w.Close(); err != nil {
+		s.n.log.Warn("given-up save", "set", sv.w.ID().String(), "err", err)
+	}
+	s.n.arena.Return(sv.lent...)
+}
+
+// save admits a shard: everything that can be wrong is said now, before a byte
+// is copied.
+func (s *session) save(ctx context.Context, m *wire.Message, header []byte) error {
+	if s.saving != nil {
+		return fmt.Errorf("save: %w: this connection is saving already", catalog.ErrConflict)
+	}
+	run, err := catalog.ParseRun(m.Run)
+	if err != nil {
+		return err
+	}
+	id := catalog.SetID{Run: run, Step: m.Step, Attempt: m.Attempt}
+	if err := id.Check(); err != nil {
+		return err
+	}
+	if m.Rank < 0 || m.Rank >= m.World {
+		return fmt.Errorf("save %v: %w: rank %d is not below the world size %d", id, catalog.ErrInvalid, m.Rank, m.World)
+	}
+	h, err := shardfile.ParseHeader(header, m.Size)
+	if err != nil {
+		return fmt.Errorf("save %v rank %d: %w: the header: %v", id, m.Rank, catalog.ErrInvalid, err)
+	}
+	if h.FileSize != m.Size || int64(len(header)) != h.DataStart || len(header)%4096 != 0 {
+		return fmt.Errorf("save %v rank %d: %w: the header is of %d bytes for a file of %d, not %d for %d, or not padded to 4 KiB", id, m.Rank, catalog.ErrInvalid, h.DataStart, h.FileSize, len(header), m.Size)
+	}
+	if err := s.n.begin(ctx, id, m.World, m.Metrics); err != nil {
+		return err
+	}
+	in, err := s.n.reserve(ctx, id.ShardName(m.Rank), m.Size)
+	if err != nil {
+		return fmt.Errorf("save %v rank %d: %w", id, m.Rank, err)
+	}
+	info := catalog.ShardInfo{Set: id, Rank: m.Rank, World: m.World, Metrics: m.Metrics}
+	sv := &saving{segments: make(map[int]*localtier.Segment), size: m.Size}
+	sv.w = shardwriter.New(shardwriter.Spec{Info: info, Size: m.Size, Header: header}, in, shardwriter.Options{
+		Journal: s.n.arena,
+		Free: func(slot shardwriter.Slot) {
+			// A client that left reads no more; its connection's own goroutine notices.
+			_ = s.send(&wire.Message{T: "free", Seg: slot.Seg, Slot: slot.Index}, nil)
+		},
+	})
+	s.saving = sv
+	if err := s.send(&wire.Message{T: "admitted", Set: id.String()}, nil); err != nil {
+		return err
+	}
+	if err := s.lend(ctx, sv); err != nil {
+		s.giveUp()
+		return err
+	}
+	return nil
+}
+
+// lend gives the client memory: as much as the shard needs, or as there is.
+func (s *session) lend(ctx context.Context, sv *saving) error {
+	want := int((sv.size + s.n.arena.SegmentSize() - 1) / s.n.arena.SegmentSize())
+	prefer := make(map[int]bool, len(s.mapped))
+	for id := range s.mapped {
+		prefer[id] = true
+	}
+	segs, err := s.n.arena.LendTo(ctx, s.holder, s.uid, want, prefer)
+	if err != nil {
+		return fmt.Errorf("arena: %w", err)
+	}
+	sv.lent = segs
+	for len(segs) > 0 {
+		batch := segs[:min(len(segs), wire.MaxFDs)]
+		segs = segs[len(batch):]
+		m := &wire.Message{T: "lend"}
+		var fds []*os.File
+		defer func() {
+			for _, f := range fds {
+				f.Close()
+			}
+		}()
+		for _, g := range batch {
+			sv.segments[g.ID()] = g
+			held := s.mapped[g.ID()] == g.Gen()
+			m.Segments = append(m.Segments, wire.Segment{ID: g.ID(), Gen: g.Gen(), Size: int64(len(g.Bytes())), Held: held})
+			if !held {
+				f, err := g.File()
+				if err != nil {
+					return err
+				}
+				s.mapped[g.ID()] = g.Gen()
+				fds = append(fds, f)
+			}
+		}
+		if err := s.send(m, nil, fds...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *session) slot(m *wire.Message) error {
+	if s.saving == nil {
+		return fmt.Errorf("slot: %w: nothing is being saved", catalog.ErrConflict)
+	}
+	g := s.saving.segments[m.Seg]
+	if g == nil || m.Slot < 0 || m.Slot >= g.Slots() {
+		return fmt.Errorf("slot %d of segment %d: %w: it was not lent", m.Slot, m.Seg, catalog.ErrInvalid)
+	}
+	return s.saving.w.Submit(shardwriter.Slot{Seg: m.Seg, Index: m.Slot, Data: g.Slot(m.Slot)}, m.Off, m.Len)
+}
+
+// seal ends the stall. From here on the node alone carries the shard to the
+// disk and to its vote.
+func (s *session) seal(ctx context.Context) error {
+	sv := s.saving
+	if sv == nil {
+		return fmt.Errorf("seal: %w: nothing is being saved", catalog.ErrConflict)
+	}
+	id := sv.w.ID()
+	err := s.n.cat.CheckAttempt(ctx, id.Run, id.Attempt)
+	checked := err == nil
+	if err != nil && !errors.Is(err, catalog.ErrUnavailable) {
+		s.giveUp()
+		return err
+	}
+	if err := sv.w.Seal(time.Now(), checked); err != nil {
+		s.giveUp()
+		return err
+	}
+	s.saving = nil
+	s.n.stats.Saves.Add(1)
+	s.n.stats.SavedBytes.Add(sv.size)
+	s.n.finish(ctx, sv.w, sv.lent)
+	return s.send(&wire.Message{T: "sealed", Set: id.String(), Level: catalog.Staged.String()}, nil)
+}
+
+// finish makes a sealed shard durable in the background and has it voted for.
+func (n *Node) finish(ctx context.Context, w *shardwriter.Session, segs []*localtier.Segment) {
+	n.finishing.Go(func() {
+		seal, err := w.Finish(context.WithoutCancel(ctx))
+		n.arena.Return(segs...)
+		id := w.ID()
+		n.setTrouble("disk", err)
+		if err != nil {
+			n.log.Error("sealed shard lost", "set", id.String(), "err", err)
+			n.event(ctx, id, "lost", "%v", err)
+			return
+		}
+		s, err := n.stockOf(id, seal.Name)
+		if err != nil {
+			n.log.Error("sealed shard unreadable", "set", id.String(), "err", err)
+			return
+		}
+		n.inv.add(id, s)
+		n.kickVote.now()
+		if n.local.Usage().High {
+			n.kickEvict.now()
+		}
+	})
+}
+
+// begin makes the set's record, unless the catalog is away and the attempt is
+// known to be the newest: then the vote makes it later.
+func (n *Node) begin(ctx context.Context, id catalog.SetID, world int, metrics map[string]float64) error {
+	_, err := n.cat.Begin(ctx, id, world, metrics, time.Now())
+	if errors.Is(err, catalog.ErrUnavailable) {
+		if r, ok := n.cat.KnownRun(id.Run); ok && r.Attempt == id.Attempt {
+			return nil
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = wire.WithHint(fmt.Errorf("begin %v: %w: the run was never attached", id, catalog.ErrInvalid), "attach first: POST /v1/attach gives the attempt's number")
+	}
+	return err
+}
+
+// reserve makes room for a shard, evicting what is safe when it is short.
+func (n *Node) reserve(ctx context.Context, name string, size int64) (*localtier.Ingest, error) {
+	in, err := n.local.Reserve(ctx, name, size)
+	var short *localtier.Shortage
+	if errors.As(err, &short) {
+		if _, eerr := n.evict(ctx, short.Short); eerr != nil {
+			n.log.Warn("no room, and eviction failed", "err", eerr)
+		}
+		if in, err = n.local.Reserve(ctx, name, size); errors.As(err, &short) {
+			shards, bytes := n.inv.backlog()
+			return nil, wire.WithHint(err, "%d shards (%d bytes) wait for the drain and can go once they are verified remotely; `ckpt prune RUN --keep-last N` frees older sets, `ckpt status` shows the disks", shards, bytes)
+		}
+	}
+	return in, err
+}
