@@ -104,7 +104,7 @@ func parts(b *testing.B, src fileSource, dir string, l stripe.Layout) (read, has
 		h.Sum(nil)
 		return nil
 	})
-	rs, err := reedsolomon.New(l.K, l.M, reedsolomon.WithMaxGoroutines(1))
+	rs, err := reedsolomon.New(l.K, l.M, reedsolomon.WithMaxGoroutines(1), reedsolomon.WithFastOneParityMatrix())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -215,7 +215,7 @@ func BenchmarkReadCPU(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			rs, err := reedsolomon.New(l.K, l.M, reedsolomon.WithMaxGoroutines(1))
+			rs, err := reedsolomon.New(l.K, l.M, reedsolomon.WithMaxGoroutines(1), reedsolomon.WithFastOneParityMatrix())
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -34,7 +34,8 @@ func codeOf(l stripe.Layout) *code {
 	if l.K > 1 && l.M > 0 {
 		// One goroutine: the parallelism is over stripes and blobs, and a
 		// hand-over costs more than 1 MiB takes to code.
-		rs, err := reedsolomon.New(l.K, l.M, reedsolomon.WithMaxGoroutines(1))
+		// A single parity is the xor of the data, which costs least; see xorSum.
+		rs, err := reedsolomon.New(l.K, l.M, reedsolomon.WithMaxGoroutines(1), reedsolomon.WithFastOneParityMatrix())
 		if err != nil {
 			panic("remotetier: layout " + l.String() + ": " + err.Error()) // the layout was checked
 		}

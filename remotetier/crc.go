@@ -56,6 +56,25 @@ func combine(a, b uint32) uint32 {
 	return shift[0][a&0xff] ^ shift[1][a>>8&0xff] ^ shift[2][a>>16&0xff] ^ shift[3][a>>24] ^ b
 }
 
+// zeros is the CRC of a block of zeros.
+var zeros = crcOf(make([]byte, stripe.Block))
+
+// xorSum gives the CRC of the xor of blocks of n bytes, of which it is given
+// the CRCs. A CRC is a linear map of the bytes xor that of as many zeros, and
+// of an even number of blocks those constants cancel out.
+func xorSum(crcs []uint32, n int) (crc uint32) {
+	for _, c := range crcs {
+		crc ^= c
+	}
+	if len(crcs)%2 == 0 {
+		if n == stripe.Block {
+			return crc ^ zeros
+		}
+		return crc ^ crcOf(make([]byte, n))
+	}
+	return crc
+}
+
 // sealCheck follows a blob from its first byte to its last and compares it
 // with its seal. A nil sealCheck accepts everything.
 type sealCheck struct {

@@ -242,10 +242,26 @@ func (p *put) sumStripe(b *batch, s int64, hash *blake3.Hasher, check *sealCheck
 }
 
 // code computes the parity units of a stripe and sums them, a block of each at
-// a time, while it is in the cache.
+// a time, while it is in the cache. The sums of a single parity follow from
+// those of the data.
 func (p *put) code(units [][]byte, code *code) error {
 	if p.layout.K == 1 || p.layout.M == 0 {
 		return nil // copies have the sums of what they are copies of
+	}
+	k := p.layout.K
+	if p.layout.M == 1 {
+		if err := code.encode(units); err != nil {
+			return fmt.Errorf("encode: %w", err)
+		}
+		crcs := make([]uint32, k)
+		for at := 0; at < len(units[0]); at += stripe.Block {
+			block := len(p.sums[k])
+			for i := range crcs {
+				crcs[i] = p.sums[i][block]
+			}
+			p.sums[k] = append(p.sums[k], xorSum(crcs, min(stripe.Block, len(units[0])-at)))
+		}
+		return nil
 	}
 	rows := make([][]byte, len(units))
 	for at := 0; at < len(units[0]); at += stripe.Block {
@@ -255,8 +271,8 @@ func (p *put) code(units [][]byte, code *code) error {
 		if err := code.encode(rows); err != nil {
 			return fmt.Errorf("encode: %w", err)
 		}
-		for i, row := range rows[p.layout.K:] {
-			p.sums[p.layout.K+i] = append(p.sums[p.layout.K+i], crcOf(row))
+		for i, row := range rows[k:] {
+			p.sums[k+i] = append(p.sums[k+i], crcOf(row))
 		}
 	}
 	return nil
