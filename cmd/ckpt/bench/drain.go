@@ -125,7 +125,7 @@ func drainParts(at *saved, dir string, data []byte, k, m int) []*part {
 
 // encode computes the parity of data in units.
 func encode(data []byte, k, m int) error {
-	rs, err := reedsolomon.New(k, m, reedsolomon.WithMaxGoroutines(1))
+	rs, err := reedsolomon.New(k, m, reedsolomon.WithMaxGoroutines(1), reedsolomon.WithFastOneParityMatrix())
 	if err != nil {
 		return err
 	}

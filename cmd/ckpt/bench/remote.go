@@ -113,7 +113,7 @@ func sumCRC(data []byte) func() error {
 // parity column, in units.
 func rebuildFirst(data []byte, k, m int) func() error {
 	return func() error {
-		rs, err := reedsolomon.New(k, m, reedsolomon.WithMaxGoroutines(1))
+		rs, err := reedsolomon.New(k, m, reedsolomon.WithMaxGoroutines(1), reedsolomon.WithFastOneParityMatrix())
 		if err != nil {
 			return err
 		}
