@@ -33,6 +33,7 @@ class Filler:
         self._next = 0
         self._free: deque[tuple[int, int, Bytes]] = deque()  # segment, slot, its memory
         self._memory: dict[int, Bytes] = {}
+        self._out: set[tuple[int, int]] = set()  # taken and not yet free again
         self._reading = False
         self._error: BaseException | None = None
         self._sending = threading.Lock()
@@ -79,7 +80,9 @@ class Filler:
                         break
                     if self._free:
                         self._next += 1
-                        return self._next - 1, self._free.popleft()
+                        slot = self._free.popleft()
+                        self._out.add(slot[:2])
+                        return self._next - 1, slot
                     self._turn.wait()
             try:
                 frame = self._s.recv()
@@ -100,7 +103,9 @@ class Filler:
             self._free.extend((seg, i, memory[i * size : (i + 1) * size]) for i in range(slots))
         if frame.msg.get("t") == "free":
             seg, i = int(frame.msg.get("seg", 0)), int(frame.msg.get("slot", 0))
-            self._free.append((seg, i, self._memory[seg][i * size : (i + 1) * size]))
+            if (seg, i) in self._out:  # else of the save before, whose last slots were written after its seal
+                self._out.discard((seg, i))
+                self._free.append((seg, i, self._memory[seg][i * size : (i + 1) * size]))
 
     def _copy(self, memory: Bytes, lo: int, hi: int) -> None:
         """Copy the bytes [lo, hi) of the file that are tensors'. The header's the daemon puts there itself."""

@@ -86,6 +86,17 @@ def test_sessions_and_their_memory_are_used_again(client: ckptd.Client, run: str
     assert [s.step for s in client.list(run)] == [4, 3, 2, 1, 0]
 
 
+def test_saves_follow_each_other_before_their_slots_are_written(client: ckptd.Client, run: str) -> None:
+    handles = []
+    for step in range(8):
+        w = noise(17 * MiB + step, step)
+        handles.append(client.save(run, step=step, state=w))
+        w[:] = 0
+    for step, h in enumerate(handles):
+        h.wait(timeout=60)
+        assert equal(client.load(h.set), noise(17 * MiB + step, step))
+
+
 def test_many_small_tensors_and_long_headers(client: ckptd.Client, run: str) -> None:
     state = {f"layer.{i}.a-rather-long-name-to-fill-the-header": np.full(3, i, np.int16) for i in range(30_000)}
     client.save(run, step=1, state=state).wait(timeout=60)

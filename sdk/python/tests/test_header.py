@@ -18,14 +18,14 @@ from ckptd import _header
 
 def test_the_package_reads_what_we_write(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
-    state = {"model": {"w": rng.random((7, 5), np.float32), "b": rng.integers(0, 9, 3), "z": np.zeros((0, 2), np.float16)},
-             "flag": np.array(True), "epoch": 3}  # fmt: skip
+    model = {"w": rng.random((7, 5), np.float32), "b": rng.integers(0, 9, 3), "z": np.zeros((0, 2), np.float16)}
+    state = {"model": model, "flag": np.array(True), "epoch": 3}
     f = tmp_path / "rank-00000.safetensors"
     encode(state).tofile(f)
     got = safetensors.numpy.load_file(f)
     assert set(got) == {"model.w", "model.b", "model.z", "flag"}
-    assert equal(got["model.w"], state["model"]["w"])
-    assert equal(got["model.b"], state["model"]["b"])
+    assert equal(got["model.w"], model["w"])
+    assert equal(got["model.b"], model["b"])
     assert got["model.z"].shape == (0, 2)
     assert got["flag"] == np.array(True)
     with safetensors.safe_open(f, "np") as o:
