@@ -71,7 +71,7 @@ func (n *Node) session(ctx context.Context, c *net.UnixConn, uid uint32) error {
 		m, payload, fds, err := s.conn.Read()
 		if err != nil {
 			if errors.Is(err, catalog.ErrInvalid) {
-				s.send(wire.ErrorMessage(err), nil)
+				_ = s.send(wire.ErrorMessage(err), nil) // the connection ends either way
 			}
 			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 				return nil
@@ -80,8 +80,7 @@ func (n *Node) session(ctx context.Context, c *net.UnixConn, uid uint32) error {
 		}
 		if first {
 			if m.T != "hello" || m.Version != wire.Version {
-				s.send(wire.ErrorMessage(fmt.Errorf("%w: want hello of version %d, got %s of version %d; update the SDK or the daemon", catalog.ErrInvalid, wire.Version, m.T, m.Version)), nil)
-				return nil
+				return s.send(wire.ErrorMessage(fmt.Errorf("%w: want hello of version %d, got %s of version %d; update the SDK or the daemon", catalog.ErrInvalid, wire.Version, m.T, m.Version)), nil)
 			}
 		}
 		err = s.handle(ctx, m, payload, fds)

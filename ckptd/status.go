@@ -229,17 +229,51 @@ func (n *Node) tellMissing(ctx context.Context, rec catalog.SetRecord, parts []c
 		for _, p := range parts {
 			for _, s := range p.Shards {
 				if s.Rank == rank && s.Bad != "" {
-					add("rank %d: the copy on %s was quarantined: %s", rank, p.Node, s.Bad)
+					add("rank %d: the copy on %s is out of service: %s", rank, p.Node, s.Bad)
 				}
 			}
 		}
 	}
+	missing = append(missing, n.tellColumns(ctx, rec, parts)...)
 	if rec.State == catalog.Committed {
 		if _, _, err := n.manifest(ctx, rec); err != nil {
 			add("the manifest cannot be read: %v", err)
 		}
 		if rec.Place == nil && n.remote != nil {
 			add("the manifest is not on the remote tier yet")
+		}
+	}
+	return missing
+}
+
+// tellColumns names remote columns that are not on their targets. Damaged ones
+// show only when they are read: `ckpt verify --deep` finds them.
+func (n *Node) tellColumns(ctx context.Context, rec catalog.SetRecord, parts []catalog.PartRecord) []string {
+	if n.remote == nil || rec.State != catalog.Committed {
+		return nil
+	}
+	type version struct {
+		blob string
+		gen  uint64
+	}
+	have := make(map[version][]int)
+	for f, err := range n.remote.Scan(ctx, rec.Dir()) {
+		if err == nil {
+			have[version{f.Place.Blob, f.Place.Generation}] = f.Columns
+		}
+	}
+	var missing []string
+	for _, p := range parts {
+		for _, s := range p.Shards {
+			if s.Remote == nil {
+				continue
+			}
+			columns := have[version{s.Remote.Blob, s.Remote.Generation}]
+			for i, target := range s.Remote.Targets {
+				if !slices.Contains(columns, i) {
+					missing = append(missing, fmt.Sprintf("rank %d: its column on target %s is missing", s.Rank, target))
+				}
+			}
 		}
 	}
 	return missing
