@@ -141,7 +141,8 @@ type rawBlob struct {
 	io.ReaderAt
 }
 
-func (r rawBlob) ReadAt(p []byte, off int64) (int, error) { return r.ReaderAt.ReadAt(p, off) }
+func (r rawBlob) ReadAt(p []byte, off int64) (int, error)       { return r.ReaderAt.ReadAt(p, off) }
+func (r rawBlob) ReadvAt(bufs [][]byte, off int64) (int, error) { return r.Blob.ReadvRaw(bufs, off) }
 
 // verifyShard reads the remote copy back; a bad one is forgotten, so that it
 // is drained again, as long as the bytes are here.

@@ -271,6 +271,31 @@ func (r raw) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), eof
 }
 
+// ReadvRaw fills several buffers from consecutive bytes, unchecked, in one read
+// where the file can do that: it is direct, and all is page-aligned.
+func (b *Blob) ReadvRaw(bufs [][]byte, off int64) (int, error) {
+	total := 0
+	for _, p := range bufs {
+		total += len(p)
+	}
+	if v, ok := b.f.(vfs.Vector); ok && b.f.Direct() && off >= 0 && off <= b.info.Size-int64(total) {
+		n, err := v.ReadvAt(bufs, off)
+		if err := whole(n, err)(total); err != nil {
+			return 0, fmt.Errorf("read %s: %w", b.info.Name, err)
+		}
+		return n, nil
+	}
+	done := 0
+	for _, p := range bufs {
+		n, err := b.Raw().ReadAt(p, off+int64(done))
+		done += n
+		if err != nil && !(errors.Is(err, io.EOF) && n == len(p)) {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
 // OpenFile opens the blob's file once more, for reading by others: to pass it
 // to another process, to mmap it, to back a mount. Nothing checks what is read
 // from it. It works after the blob was removed, too.

@@ -28,6 +28,14 @@ type Sealed interface {
 	Seal() *catalog.Seal // nil: not known
 }
 
+// Vector is a Source that fills several buffers from consecutive bytes in one
+// call, each a multiple of a page: a batch of stripes is then one read of the
+// disk, though its units go to different columns.
+type Vector interface {
+	Source
+	ReadvAt(bufs [][]byte, off int64) (n int, err error)
+}
+
 // putRetries bounds how often a Put begins again because another writer had
 // taken its generation; cleanupTime bounds the removal of what a failed Put left.
 const (

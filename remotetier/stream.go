@@ -136,6 +136,15 @@ func (p *put) read(ctx context.Context, b *batch) error {
 	if l.K == 1 {
 		return readUnit(p.src, b.cols[0][:b.rows], b.first*l.Unit, p.size)
 	}
+	if v, ok := p.src.(Vector); ok && (b.first+b.stripes)*l.Width() <= p.size {
+		bufs := make([][]byte, 0, b.stripes*int64(l.K))
+		for s := range b.stripes {
+			for i := range l.K {
+				bufs = append(bufs, b.cols[i][s*l.Unit:][:l.Unit])
+			}
+		}
+		return errors.Join(short(v.ReadvAt(bufs, b.first*l.Width()))(b.stripes*l.Width()), ctx.Err())
+	}
 	var g errgroup.Group
 	g.SetLimit(readers)
 	for s := range b.stripes {
@@ -155,14 +164,20 @@ func readUnit(src io.ReaderAt, unit []byte, off, size int64) error {
 	if n == 0 {
 		return nil
 	}
-	got, err := src.ReadAt(unit[:n], off)
-	if int64(got) == n {
-		return nil
+	return short(src.ReadAt(unit[:n], off))(n)
+}
+
+// short turns a read of less than want bytes into an error.
+func short(got int, err error) func(want int64) error {
+	return func(want int64) error {
+		if int64(got) == want {
+			return nil
+		}
+		if err == nil || errors.Is(err, io.EOF) {
+			err = fmt.Errorf("%w: it ends before its size", catalog.ErrCorrupt)
+		}
+		return err
 	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = fmt.Errorf("%w: it ends at %d, before its size %d", catalog.ErrCorrupt, off+int64(got), size)
-	}
-	return err
 }
 
 // sum checks, hashes and codes the batches and hands them to every column.

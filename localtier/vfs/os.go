@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -191,6 +192,37 @@ func (f *osFile) ReadAt(p []byte, off int64) (int, error) {
 		n += got
 		if got == 0 || got%Align != 0 {
 			return n, io.EOF
+		}
+	}
+	return n, nil
+}
+
+// maxVector is how many buffers the kernel takes in one call.
+const maxVector = 1024
+
+func (f *osFile) ReadvAt(bufs [][]byte, off int64) (int, error) {
+	bufs = slices.Clone(bufs) // they are cut below
+	n := 0
+	for len(bufs) > 0 {
+		var got int
+		err := f.control("read", func(fd int) (err error) {
+			got, err = unix.Preadv(fd, bufs[:min(len(bufs), maxVector)], off+int64(n))
+			return err
+		})
+		if err != nil {
+			return n, err
+		}
+		n += got
+		end := got == 0 || f.direct && got%Align != 0 // see ReadAt
+		for len(bufs) > 0 && got >= len(bufs[0]) {
+			got -= len(bufs[0])
+			bufs = bufs[1:]
+		}
+		if len(bufs) > 0 && end {
+			return n, io.EOF
+		}
+		if got > 0 {
+			bufs[0] = bufs[0][got:]
 		}
 	}
 	return n, nil

@@ -59,6 +59,12 @@ type File interface {
 	Fd() (fd uintptr, ok bool) // of a real file, for passing on; valid until Close
 }
 
+// Vector is a File that reads consecutive bytes into several buffers in one
+// call. Of a direct file every length is a multiple of Align but perhaps the last.
+type Vector interface {
+	ReadvAt(bufs [][]byte, off int64) (n int, err error)
+}
+
 // Align is what O_DIRECT wants of addresses, offsets and lengths, in bytes.
 const Align = 4096
 
