@@ -17,11 +17,36 @@ import (
 type buffers struct {
 	limit int64 // bytes
 	sem   *semaphore.Weighted
-	pools [40]sync.Pool // by the logarithm of the size
+	mu    struct {
+		sync.Mutex
+		pools map[int]*sync.Pool // by size; there are not more sizes than fit into limit
+	}
 }
 
 func newBuffers(limit int64) *buffers {
-	return &buffers{limit: limit, sem: semaphore.NewWeighted(limit)}
+	b := &buffers{limit: limit, sem: semaphore.NewWeighted(limit)}
+	b.mu.pools = map[int]*sync.Pool{}
+	return b
+}
+
+// roundUp gives the size of the buffers that size is served from: a power of
+// two, or a multiple of the large page.
+func roundUp(size int) int {
+	if size > hugePage {
+		return (size + hugePage - 1) / hugePage * hugePage
+	}
+	return 1 << bits.Len(uint(max(size, pageSize)-1))
+}
+
+func (b *buffers) pool(size int) *sync.Pool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.mu.pools[size]
+	if p == nil {
+		p = new(sync.Pool)
+		b.mu.pools[size] = p
+	}
+	return p
 }
 
 // loan is memory lent in one call. Its buffers are gone when it is: who uses
@@ -35,15 +60,16 @@ type loan struct {
 // take lends count buffers of size bytes each, when there is room for them.
 // More than the limit waits for all there is.
 func (b *buffers) take(ctx context.Context, count, size int) (*loan, error) {
-	class := bits.Len(uint(max(size, pageSize) - 1))
-	l := &loan{from: b, size: min(int64(count)<<class, b.limit)}
+	size = roundUp(size)
+	l := &loan{from: b, size: min(int64(count)*int64(size), b.limit)}
 	if err := b.sem.Acquire(ctx, l.size); err != nil {
 		return nil, err
 	}
+	pool := b.pool(size)
 	for range count {
-		p, _ := b.pools[class].Get().(*[]byte)
+		p, _ := pool.Get().(*[]byte)
 		if p == nil {
-			p = newBuffer(1 << class)
+			p = newBuffer(size)
 		}
 		l.bufs = append(l.bufs, p)
 	}
@@ -57,7 +83,7 @@ func (l *loan) buf(i int) []byte { return *l.bufs[i] }
 // done gives everything back.
 func (l *loan) done() {
 	for _, p := range l.bufs {
-		l.from.pools[bits.Len(uint(len(*p)-1))].Put(p)
+		l.from.pool(len(*p)).Put(p)
 	}
 	l.from.sem.Release(l.size)
 }
@@ -65,7 +91,7 @@ func (l *loan) done() {
 // hugePage is the kernel's large page, in bytes.
 const hugePage = 2 << 20
 
-// newBuffer makes a buffer of n bytes, a power of two. Large ones lie on large
+// newBuffer makes a buffer of n bytes, a size that roundUp gives. Large ones lie on large
 // pages where the kernel has them: to pin a page costs the same whatever its
 // size, which is most of what O_DIRECT costs (1 GiB written by 4 MiB: 0.03
 // instead of 0.10 s of processor time, and twice the rate), and every pass over

@@ -51,14 +51,14 @@ func (p *put) ring(ctx context.Context) (ring []*batch, done func(), err error) 
 	for rows+l.Unit <= batchBytes && rows < p.column && int64(count)*int64(cols)*(rows+l.Unit) <= limit/2 {
 		rows += l.Unit
 	}
-	loan, err := p.tier.bufs.take(ctx, count*cols, int(rows))
+	loan, err := p.tier.bufs.take(ctx, count, cols*int(rows)) // a batch in one piece: on as few pages as possible
 	if err != nil {
 		return nil, nil, err
 	}
 	for b := range count {
 		bt := &batch{cols: make([][]byte, l.Columns()), stripes: max(1, rows/l.Unit)}
 		for i := range bt.cols {
-			bt.cols[i] = loan.buf(b*cols + i%cols)[:rows]
+			bt.cols[i] = loan.buf(b)[int64(i%cols)*rows:][:rows:rows]
 		}
 		ring = append(ring, bt)
 	}
