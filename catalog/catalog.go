@@ -369,32 +369,52 @@ func (c *Catalog) PutNode(ctx context.Context, n NodeRecord) error {
 	return nil
 }
 
-// maxEvents bounds a set's story; the oldest after the first few are dropped.
+// maxEvents bounds what one node tells of a set; the oldest after the first
+// few are dropped.
 const maxEvents = 64
 
 // maxDetail bounds the text of one line, in bytes; the rest is cut off.
 const maxDetail = 2048
 
-// Log adds lines to a set's story. It is for people: callers may ignore its error.
+// Log adds lines to a set's story, each to its node's part of it: nodes that
+// all vote for one set do not wait for each other. It is for people: callers
+// may ignore its error.
 func (c *Catalog) Log(ctx context.Context, id SetID, events ...Event) error {
-	_, err := update(ctx, c.parts, logKey(id), func(l *[]Event, _ bool) error {
-		for _, e := range events {
-			e.Detail = strings.ToValidUTF8(e.Detail[:min(len(e.Detail), maxDetail)], "")
-			*l = append(*l, e)
+	var errs []error
+	for len(events) > 0 {
+		node := events[0].Node
+		n := slices.IndexFunc(events, func(e Event) bool { return e.Node != node })
+		if n < 0 {
+			n = len(events)
 		}
-		if n := len(*l); n > maxEvents {
-			*l = append((*l)[:4:4], (*l)[n-maxEvents+4:]...)
-		}
-		return nil
-	})
-	return err
+		_, err := update(ctx, c.parts, nodeLogKey(id, node), func(l *[]Event, _ bool) error {
+			for _, e := range events[:n] {
+				e.Detail = strings.ToValidUTF8(e.Detail[:min(len(e.Detail), maxDetail)], "")
+				*l = append(*l, e)
+			}
+			if n := len(*l); n > maxEvents {
+				*l = append((*l)[:4:4], (*l)[n-maxEvents+4:]...)
+			}
+			return nil
+		})
+		errs, events = append(errs, err), events[n:]
+	}
+	return errors.Join(errs...)
 }
 
-// Events reads a set's story; none is not an error.
+// Events reads a set's story, in order of time; none is not an error.
 func (c *Catalog) Events(ctx context.Context, id SetID) ([]Event, error) {
-	l, err := read[[]Event](ctx, c.parts, logKey(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+	var events []Event
+	for rec, err := range c.parts.List(ctx, logKey(id)) {
+		if err != nil {
+			return nil, fmt.Errorf("story of %v: %w", id, err)
+		}
+		var l []Event
+		if err := json.Unmarshal(rec.Value, &l); err != nil {
+			return nil, fmt.Errorf("record %s: %w: %v", rec.Key, ErrCorrupt, err)
+		}
+		events = append(events, l...)
 	}
-	return l, err
+	slices.SortStableFunc(events, func(a, b Event) int { return cmp.Or(a.Time.Compare(b.Time), cmp.Compare(a.Node, b.Node)) })
+	return events, nil
 }

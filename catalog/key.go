@@ -18,6 +18,12 @@ func setKey(id SetID) string                  { return "set." + setToken(id) }
 func partPrefix(id SetID) string              { return "part." + setToken(id) }
 func partKey(id SetID, node string) string    { return partPrefix(id) + "." + escape(node) }
 func logKey(id SetID) string                  { return "log." + setToken(id) }
+func nodeLogKey(id SetID, node string) string {
+	if node == "" {
+		return logKey(id)
+	}
+	return logKey(id) + "." + escape(node)
+}
 func leasePrefix(id SetID) string             { return "lease." + setToken(id) }
 func leaseKey(id SetID, holder string) string { return leasePrefix(id) + "." + escape(holder) }
 func nodeKey(node string) string              { return "node." + escape(node) }
