@@ -452,6 +452,33 @@ func TestLogIsBounded(t *testing.T) {
 	}
 }
 
+// TestLogOfManyNodes: every node tells its own part, so none loses a race.
+func TestLogOfManyNodes(t *testing.T) {
+	c, _ := open(t)
+	begin := time.Unix(1000, 0)
+	var wg sync.WaitGroup
+	for n := range 200 {
+		wg.Go(func() {
+			for i := range 3 {
+				e := catalog.Event{Time: begin.Add(time.Duration(i) * time.Second), Node: fmt.Sprintf("n%03d.x", n), What: fmt.Sprint(i)}
+				if err := c.Log(t.Context(), id, e); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	events := must(c.Events(t.Context(), id))(t)
+	if len(events) != 600 {
+		t.Fatalf("%d events", len(events))
+	}
+	for i, e := range events {
+		if want := fmt.Sprintf("n%03d.x", i%200); e.What != fmt.Sprint(i/200) || e.Node != want {
+			t.Fatalf("event %d is %s of %s, want %d of %s", i, e.What, e.Node, i/200, want)
+		}
+	}
+}
+
 func TestPolicy(t *testing.T) {
 	c, _ := open(t)
 	ctx := t.Context()

@@ -13,11 +13,11 @@ func setToken(id SetID) string {
 	return fmt.Sprintf("%s.%012d-%06d", escape(string(id.Run)), id.Step, id.Attempt)
 }
 
-func runKey(run Run) string                   { return "run." + escape(string(run)) }
-func setKey(id SetID) string                  { return "set." + setToken(id) }
-func partPrefix(id SetID) string              { return "part." + setToken(id) }
-func partKey(id SetID, node string) string    { return partPrefix(id) + "." + escape(node) }
-func logKey(id SetID) string                  { return "log." + setToken(id) }
+func runKey(run Run) string                { return "run." + escape(string(run)) }
+func setKey(id SetID) string               { return "set." + setToken(id) }
+func partPrefix(id SetID) string           { return "part." + setToken(id) }
+func partKey(id SetID, node string) string { return partPrefix(id) + "." + escape(node) }
+func logKey(id SetID) string               { return "log." + setToken(id) }
 func nodeLogKey(id SetID, node string) string {
 	if node == "" {
 		return logKey(id)
