@@ -181,11 +181,12 @@ func publish(ctx context.Context, temp, dest string) error {
 	if err := syncDir(temp); err != nil {
 		return err
 	}
-	if err := os.Rename(temp, dest); err != nil {
+	// os.Rename would not replace even an empty folder.
+	if err := unix.Rename(temp, filepath.Clean(dest)); err != nil {
 		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR) {
-			return fmt.Errorf("restore to %s: %w", dest, fs.ErrExist)
+			err = fs.ErrExist
 		}
-		return err
+		return fmt.Errorf("restore to %s: %w", dest, err)
 	}
 	return syncDir(filepath.Dir(filepath.Clean(dest)))
 }

@@ -38,10 +38,7 @@ func newShowCmd(a *app) *cobra.Command {
 const maxRows = 64
 
 func (a *app) printDetail(w io.Writer, s *wire.SetDetail) {
-	a.printSet(w, &s.Set)
-	if len(s.Missing) > 0 {
-		fmt.Fprintf(w, "missing   ranks %s\n", ranksOf(s.Missing))
-	}
+	a.printSet(w, s)
 	if len(s.Shards) > 0 {
 		fmt.Fprintln(w)
 		table(w, func(row func(...any)) {
@@ -75,7 +72,7 @@ func (a *app) printDetail(w io.Writer, s *wire.SetDetail) {
 }
 
 // printSet tells about a set as a whole.
-func (a *app) printSet(w io.Writer, s *wire.Set) {
+func (a *app) printSet(w io.Writer, s *wire.SetDetail) {
 	table(w, func(row func(...any)) {
 		row("set", s.ID)
 		state := string(s.State)
@@ -102,6 +99,9 @@ func (a *app) printSet(w io.Writer, s *wire.Set) {
 		}
 		if !s.Manifest.IsZero() {
 			row("manifest", s.Manifest)
+		}
+		if len(s.Missing) > 0 {
+			row("missing", "ranks "+ranksOf(s.Missing))
 		}
 	})
 }
