@@ -127,3 +127,30 @@ def test_without_torch_they_are_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     got = decode(data)
     assert got["a"].tolist() == [0, 1, 2]
     assert isinstance(got["p"], np.ndarray)
+
+
+def test_a_module_is_filled_in_place_through_the_daemon(client: ckptd.Client, run: str) -> None:
+    torch.manual_seed(2)
+    net, twin = (torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.BatchNorm1d(64)) for _ in range(2))
+    net(torch.randn(8, 64))
+    client.save(run, step=1, state={"model": net.state_dict()}).wait(timeout=60)
+    addresses = [p.data_ptr() for p in twin.parameters()]
+    client.load_into(f"{run}@1", {"model": twin.state_dict()})
+    assert [p.data_ptr() for p in twin.parameters()] == addresses
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), twin.state_dict().values(), strict=True))
+    with pytest.raises(ckptd.Invalid, match="is float64 here and float32"):
+        client.load_into(f"{run}@1", {"model": twin.double().state_dict()})
+    got = client.load(f"{run}@1", only="model.0.*", device="cpu")
+    assert set(got["model"]) == {"0.weight", "0.bias"}
+
+
+def test_pieces_of_torch_tensors_make_up_the_whole(client: ckptd.Client, run: str) -> None:
+    whole = torch.arange(64, dtype=torch.bfloat16).view(8, 8)
+    for r in range(2):
+        part = ckptd.Piece(whole[:, r * 4 : (r + 1) * 4], (8, 8), (0, r * 4))
+        h = client.save(run, step=1, state={"w": part}, rank=r, world_size=2, launch="l")
+    h.wait(timeout=60)
+    assert torch.equal(client.load(f"{run}@1")["w"], whole)
+    mine = ckptd.Piece(torch.zeros(3, 8, dtype=torch.bfloat16), (8, 8), (5, 0))
+    client.load_into(f"{run}@1", {"w": mine})
+    assert torch.equal(mine.array, whole[5:])
