@@ -15,7 +15,7 @@ import (
 
 // mirror holds every record of the first driver in memory, following its
 // watch: lists and latest then cost no round trip but the one that asks for
-// the head. 100,000 sets take about 60 MB.
+// the head. 100,000 sets take about 100 MB.
 type mirror struct {
 	mu struct {
 		sync.Mutex
@@ -30,12 +30,6 @@ type mirror struct {
 		watches map[chan SetRecord]watch
 		bad     map[string]bool // keys whose record could not be read; what it said before stays
 	}
-}
-
-// watch is one reader of Catalog.Watch.
-type watch struct {
-	run  Run         // "": all
-	stop func() bool // forgets to close it when its context ends
 }
 
 func (m *mirror) init() {
@@ -176,23 +170,6 @@ func (m *mirror) dropSet(id SetID) {
 		gone := *s
 		gone.State, gone.Level = Pruned, LevelNone
 		m.tell(gone)
-	}
-}
-
-// tell gives a change to the watchers; a slow one loses it and is told so by
-// its channel being closed.
-func (m *mirror) tell(s SetRecord) {
-	for ch, w := range m.mu.watches {
-		if w.run != "" && w.run != s.Run {
-			continue
-		}
-		select {
-		case ch <- s:
-		default:
-			w.stop()
-			delete(m.mu.watches, ch)
-			close(ch)
-		}
 	}
 }
 
@@ -401,38 +378,4 @@ func (c *Catalog) ResolveKnown(ref Ref) (SetRecord, error) {
 		return SetRecord{}, fmt.Errorf("%v: %w: it is still being written", ref, ErrIncomplete)
 	}
 	return SetRecord{}, fmt.Errorf("%v: %w", ref, fs.ErrNotExist)
-}
-
-// Watch gives every change of a run's sets (all runs for "") until ctx ends,
-// beginning with what exists when initial is set. The channel closes when the
-// reader falls more than a thousand changes behind or ctx ends.
-func (c *Catalog) Watch(ctx context.Context, run Run, initial bool) <-chan SetRecord {
-	m := &c.mirror
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var now []SetRecord
-	if initial {
-		for r, of := range m.mu.sets {
-			if run == "" || r == run {
-				for _, s := range of {
-					now = append(now, *s)
-				}
-			}
-		}
-	}
-	slices.SortFunc(now, func(a, b SetRecord) int { return a.SetID.Compare(b.SetID) })
-	ch := make(chan SetRecord, len(now)+1024)
-	for _, s := range now {
-		ch <- s
-	}
-	stop := context.AfterFunc(ctx, func() { // waits for the lock, and so for the map below
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if _, ok := m.mu.watches[ch]; ok {
-			delete(m.mu.watches, ch)
-			close(ch)
-		}
-	})
-	m.mu.watches[ch] = watch{run, stop}
-	return ch
 }
