@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -280,6 +281,18 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// counting is a context that knows how many wait for its end.
+type counting struct {
+	context.Context
+	waiting atomic.Int64
+}
+
+func (c *counting) AfterFunc(f func()) (stop func() bool) {
+	c.waiting.Add(1)
+	inner := context.AfterFunc(c.Context, f)
+	return func() bool { c.waiting.Add(-1); return inner() }
+}
+
 // Promise 9: a reader that falls behind costs a bounded queue, and is told by
 // the closed channel; the others go on.
 func TestPromise9SlowWatch(t *testing.T) {
@@ -290,7 +303,8 @@ func TestPromise9SlowWatch(t *testing.T) {
 		if err := c.Sync(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
+		inner, cancel := context.WithCancel(t.Context())
+		ctx := &counting{Context: inner}
 		slow, fast := c.Watch(ctx, "r", false), c.Watch(ctx, "r", false)
 		const changes = 3000
 		for i := range changes {
@@ -302,6 +316,9 @@ func TestPromise9SlowWatch(t *testing.T) {
 		n := 0
 		for range slow {
 			n++
+		}
+		if got := ctx.waiting.Load(); got != 1 {
+			t.Errorf("%d watches wait for the context's end, want the fast one alone", got)
 		}
 		if n < 1000 || n >= changes {
 			t.Errorf("the slow reader had %d changes before its channel was closed", n)
