@@ -115,21 +115,18 @@ func (s *session) loadLocal(ctx context.Context, m *wire.Message, where location
 	if b.Seal().Root() != where.ref.Root {
 		return false, fmt.Errorf("%s: %w: it is not the copy that was voted for", name, catalog.ErrCorrupt)
 	}
-	if !m.NoCheck {
-		for _, r := range ranges {
-			if err := n.local.VerifyRange(ctx, name, r[0], r[1]); err != nil {
-				if errors.Is(err, catalog.ErrCorrupt) {
-					err = n.localBad(ctx, id, where.ref.Rank, err)
-				}
-				return false, err
-			}
-		}
-	}
 	f, err := b.OpenFile(false)
 	if err != nil {
 		return false, err
 	}
 	defer f.Close()
+	if !m.NoCheck {
+		if err := b.VerifyCached(ctx, f, ranges); errors.Is(err, catalog.ErrCorrupt) {
+			return false, n.localBad(ctx, id, where.ref.Rank, err)
+		} else if err != nil {
+			return false, err
+		}
+	}
 	var seal []byte
 	if m.Seal {
 		seal = b.Seal().Marshal()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -21,6 +22,7 @@ type saving struct {
 	segments map[int]*localtier.Segment
 	size     int64
 	lent     []*localtier.Segment
+	sealed   atomic.Bool
 }
 
 // giveUp ends an unsealed save and leaves nothing of it.
@@ -72,6 +74,9 @@ func (s *session) save(ctx context.Context, m *wire.Message, header []byte) erro
 	sv.w = shardwriter.New(shardwriter.Spec{Info: info, Size: m.Size, Header: header}, in, shardwriter.Options{
 		Journal: s.n.arena,
 		Free: func(slot shardwriter.Slot) {
+			if sv.sealed.Load() {
+				return // the client is told no more: it may not be reading
+			}
 			// A client that left reads no more; its connection's own goroutine notices.
 			_ = s.send(&wire.Message{T: "free", Seg: slot.Seg, Slot: slot.Index}, nil)
 		},
@@ -154,6 +159,7 @@ func (s *session) seal(ctx context.Context) error {
 		s.giveUp()
 		return err
 	}
+	sv.sealed.Store(true)
 	if err := sv.w.Seal(time.Now(), checked); err != nil {
 		s.giveUp()
 		return err
