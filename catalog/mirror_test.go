@@ -287,6 +287,9 @@ type counting struct {
 	waiting atomic.Int64
 }
 
+// Value hides the context inside, so that AfterFunc is asked.
+func (c *counting) Value(any) any { return nil }
+
 func (c *counting) AfterFunc(f func()) (stop func() bool) {
 	c.waiting.Add(1)
 	inner := context.AfterFunc(c.Context, f)
