@@ -2,7 +2,6 @@ package localtier
 
 import (
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"runtime/debug"
 	"sync"
@@ -82,7 +81,7 @@ func (in *Ingest) end(first int, crcs []uint32, err error) {
 
 func sumBlocks(crcs []uint32, p []byte) {
 	for i := range crcs {
-		crcs[i] = crc32.Checksum(p[i*catalog.BlockSize:min(len(p), (i+1)*catalog.BlockSize)], catalog.Castagnoli)
+		crcs[i] = catalog.Sum32C(p[i*catalog.BlockSize : min(len(p), (i+1)*catalog.BlockSize)])
 	}
 }
 

@@ -99,7 +99,7 @@ func (c *column) readData(ctx context.Context, p []byte, off int64) error {
 		if err != nil {
 			return err
 		}
-		if got := crcOf(p[:n]); got != want {
+		if got := catalog.Sum32C(p[:n]); got != want {
 			return fmt.Errorf("block %d: %w: CRC32C %08x, want %08x", b, catalog.ErrCorrupt, got, want)
 		}
 		p = p[n:]

@@ -8,6 +8,7 @@ import (
 	"github.com/ckptd/ckptd/remotetier/stripe"
 )
 
+// crcOf sums bytes that are in the cache; others are for catalog.Sum32C.
 func crcOf(p []byte) uint32 { return crc32.Checksum(p, catalog.Castagnoli) }
 
 // A CRC is linear over GF(2): the CRC of A followed by B is that of B xor a

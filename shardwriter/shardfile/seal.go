@@ -3,7 +3,6 @@ package shardfile
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -16,7 +15,7 @@ func SealOf(r io.ReaderAt, size int64, name string) (*catalog.Seal, error) {
 	}
 	s := &catalog.Seal{Name: name, Size: size}
 	err := eachBlock(r, size, func(_ int, p []byte) error {
-		s.CRCs = append(s.CRCs, crc32.Checksum(p, catalog.Castagnoli))
+		s.CRCs = append(s.CRCs, catalog.Sum32C(p))
 		return nil
 	})
 	if err != nil {
