@@ -8,17 +8,21 @@
 //     by this process (Finish) or, after it died, by another (Resume); the
 //     rank is no longer needed.
 //  7. Checked: every byte is summed as it is written (by the Ingest).
-//  9. Bounded: a session queues no more slots than were lent to it.
+//  9. Bounded: a session queues no more slots than were lent to it, each once.
+//  12. Hostile bytes are data: a record of the journal that was cut or changed is
+//     catalog.ErrCorrupt, or says what a record may say.
+//
+// Methods of a Session may be called from several goroutines.
 package shardwriter
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +51,9 @@ type Slot struct {
 	Data       []byte // the whole slot, page aligned
 }
 
+// at tells slots apart.
+func (s Slot) at() [2]int { return [2]int{s.Seg, s.Index} }
+
 // Spec says what is being saved.
 type Spec struct {
 	Info   catalog.ShardInfo
@@ -67,15 +74,17 @@ type Session struct {
 	in   Ingest
 	opt  Options
 
-	queue chan piece
-	wg    sync.WaitGroup
+	submit sync.Mutex // held while something is queued, and while the queue ends
+	queue  chan piece
+	wg     sync.WaitGroup
 
 	mu struct {
 		sync.Mutex
-		submitted int64          // bytes
-		blocks    map[int64]bool // offsets submitted, so that none comes twice
-		pending   map[int64]piece
-		held      []Slot // written after Seal: freed when the shard is durable
+		submitted int64           // bytes
+		blocks    map[int64]bool  // offsets submitted, so that none comes twice
+		pending   map[int64]piece // by offset: not in the staging file yet
+		busy      map[[2]int]bool // slots that are the session's
+		held      []Slot          // written after Seal: freed when the shard is durable
 		sealed    bool
 		closed    bool
 		err       error
@@ -102,6 +111,7 @@ func New(spec Spec, in Ingest, opt Options) *Session {
 	s := &Session{spec: spec, in: in, opt: opt, queue: make(chan piece, maxQueue)}
 	s.mu.blocks = make(map[int64]bool)
 	s.mu.pending = make(map[int64]piece)
+	s.mu.busy = make(map[[2]int]bool)
 	for range opt.Writers {
 		s.wg.Go(s.write)
 	}
@@ -112,7 +122,8 @@ func New(spec Spec, in Ingest, opt Options) *Session {
 func (s *Session) ID() catalog.SetID { return s.spec.Info.Set }
 
 // Submit hands over n bytes of the shard beginning at off. The slot is the
-// session's until Options.Free is called with it.
+// session's until Options.Free is called with it, once; after an error it is
+// still the caller's.
 func (s *Session) Submit(slot Slot, off, n int64) error {
 	size := int64(len(slot.Data))
 	bad := func(why string) error {
@@ -126,38 +137,51 @@ func (s *Session) Submit(slot Slot, off, n int64) error {
 	case n%catalog.BlockSize != 0 && off+n != s.spec.Size:
 		return bad("only the last slot may be short")
 	}
+	s.submit.Lock()
+	defer s.submit.Unlock()
+	if why, err := s.take(slot, off, n); why != "" {
+		return bad(why)
+	} else if err != nil {
+		return err
+	}
+	if off < int64(len(s.spec.Header)) {
+		if err := putHeader(slot.Data[:n], s.spec.Header[off:]); err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.mu.err = errors.Join(s.mu.err, err)
+			delete(s.mu.busy, slot.at())
+			return err
+		}
+	}
+	s.queue <- piece{slot, off, n}
+	return nil
+}
+
+// take notes a slot that is submitted, or says why it is refused, or what
+// ended the session before.
+func (s *Session) take(slot Slot, off, n int64) (why string, err error) {
 	s.mu.Lock()
-	if s.mu.sealed || s.mu.closed {
-		s.mu.Unlock()
-		return bad("the shard is sealed")
+	defer s.mu.Unlock()
+	switch {
+	case s.mu.sealed || s.mu.closed:
+		return "the shard is sealed", nil
+	case s.mu.err != nil:
+		return "", s.mu.err
+	case s.mu.busy[slot.at()]:
+		return "the slot is still being written; wait until it is free", nil
 	}
 	for b := off; b < off+n; b += catalog.BlockSize {
 		if s.mu.blocks[b] {
-			s.mu.Unlock()
-			return bad("these bytes were submitted before")
+			return "these bytes were submitted before", nil
 		}
 	}
 	for b := off; b < off+n; b += catalog.BlockSize {
 		s.mu.blocks[b] = true
 	}
 	s.mu.submitted += n
-	p := piece{slot, off, n}
-	s.mu.pending[off] = p
-	err := s.mu.err
-	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if off < int64(len(s.spec.Header)) {
-		err = putHeader(slot.Data[:n], s.spec.Header[off:])
-	}
-	s.queue <- p // also after an error, so that the slot is freed in one place
-	if err != nil {
-		s.mu.Lock()
-		s.mu.err = errors.Join(s.mu.err, err)
-		s.mu.Unlock()
-	}
-	return err
+	s.mu.busy[slot.at()] = true
+	s.mu.pending[off] = piece{slot, off, n}
+	return "", nil
 }
 
 // putHeader copies into memory that a client can pull away by cutting its file.
@@ -194,6 +218,8 @@ func (s *Session) write() {
 		hold := s.mu.sealed
 		if hold {
 			s.mu.held = append(s.mu.held, p.slot)
+		} else {
+			delete(s.mu.busy, p.slot.at())
 		}
 		s.mu.Unlock()
 		if !hold {
@@ -202,146 +228,144 @@ func (s *Session) write() {
 	}
 }
 
-// record is the journal's entry of a sealed shard, JSON.
-type record struct {
-	Version int               `json:"version"` // 1
-	Info    catalog.ShardInfo `json:"info"`
-	Size    int64             `json:"size"`
-	Staging string            `json:"staging"`
-	Pending []pendingSlot     `json:"pending"` // bytes that are in the arena alone
-	CRCs    map[int]uint32    `json:"crcs"`    // of the blocks already in the staging file
-}
-
-// pendingSlot says where bytes of the shard are in the arena. It counts in
-// bytes, because the next process may have slots of another size.
-type pendingSlot struct {
-	Seg int   `json:"seg"`
-	At  int64 `json:"at"`  // in the segment
-	Off int64 `json:"off"` // in the shard
-	Len int64 `json:"len"`
-}
-
-// RecordName is the journal's name for a shard: short, whatever the run's name.
-func RecordName(id catalog.SetID, rank int) string {
-	sum := sha256.Sum256([]byte(id.ShardName(rank)))
-	return hex.EncodeToString(sum[:16])
-}
-
 // Seal ends the copying. When it returns nil the shard survives the rank and,
 // with a journal, the death of this process: level staged. Slots not yet
-// written stay the session's until Finish.
+// written stay the session's until Finish. After an error call Close.
 func (s *Session) Seal(at time.Time, fence bool) error {
-	what := func(err error) error {
+	if err := s.seal(at, fence); err != nil {
 		return fmt.Errorf("seal %v rank %d: %w", s.spec.Info.Set, s.spec.Info.Rank, err)
 	}
+	return nil
+}
+
+func (s *Session) seal(at time.Time, fence bool) error {
+	s.submit.Lock()
+	defer s.submit.Unlock()
 	s.mu.Lock()
 	switch {
 	case s.mu.closed || s.mu.sealed:
 		s.mu.Unlock()
-		return what(fmt.Errorf("%w: it is sealed or given up", catalog.ErrConflict))
+		return fmt.Errorf("%w: it is sealed or given up", catalog.ErrConflict)
 	case s.mu.err != nil:
 		err := s.mu.err
 		s.mu.Unlock()
-		return what(err)
+		return err
 	case s.mu.submitted != s.spec.Size:
 		n := s.mu.submitted
 		s.mu.Unlock()
-		return what(fmt.Errorf("%w: %d of %d bytes were submitted", catalog.ErrInvalid, n, s.spec.Size))
+		return fmt.Errorf("%w: %d of %d bytes were submitted", catalog.ErrInvalid, n, s.spec.Size)
 	}
-	s.mu.sealed = true
+	s.mu.sealed = true // from here on written slots are held: the record may name them
 	s.spec.Info.Sealed, s.spec.Info.Fence = at, fence
-	rec := record{Version: 1, Info: s.spec.Info, Size: s.spec.Size, Staging: s.in.Staging(), CRCs: map[int]uint32{}}
-	for _, p := range s.mu.pending {
-		rec.Pending = append(rec.Pending, pendingSlot{p.slot.Seg, int64(p.slot.Index * len(p.slot.Data)), p.off, p.len})
-	}
+	pending := slices.Collect(maps.Values(s.mu.pending))
 	s.mu.Unlock()
-	if s.opt.Journal != nil {
-		for b := range catalog.Blocks(s.spec.Size) {
-			if crc, ok := s.in.Block(b); ok {
-				rec.CRCs[b] = crc
-			}
-		}
-		b, err := json.Marshal(rec)
-		if err == nil {
-			err = s.opt.Journal.PutRecord(RecordName(s.spec.Info.Set, s.spec.Info.Rank), b)
-		}
-		if err != nil {
-			s.mu.Lock()
-			s.mu.sealed = false // Close releases everything
-			held := s.mu.held
-			s.mu.held = nil
-			s.mu.Unlock()
-			for _, slot := range held {
-				s.opt.Free(slot)
-			}
-			return what(err)
-		}
+	if s.opt.Journal == nil {
+		return nil
+	}
+	b, err := s.record(pending)
+	if err == nil {
+		err = s.opt.Journal.PutRecord(s.name(), b)
+	}
+	if err != nil {
+		s.mu.Lock()
+		s.mu.sealed = false // Close gives up what is left
+		s.mu.Unlock()
+		s.release()
+		// Half a failure may have left the record; nobody must finish this shard.
+		return errors.Join(err, s.drop())
 	}
 	return nil
 }
 
 // Finish waits for the writes of a sealed shard and makes it durable. All
 // slots are free when it returns. After an error the shard is lost and its
-// space released.
+// space released; only if ctx ended and there is a journal, everything stays
+// for the next process: the record, the staging file, and no slot is freed.
 func (s *Session) Finish(ctx context.Context) (*catalog.Seal, error) {
-	s.mu.Lock()
-	if !s.mu.sealed || s.mu.closed {
-		s.mu.Unlock()
+	if !s.end(true) {
 		panic("shardwriter: Finish without Seal")
 	}
-	s.mu.closed = true
-	s.mu.Unlock()
-	close(s.queue)
-	s.wg.Wait()
-	defer s.release()
-	info, err := json.Marshal(s.spec.Info)
+	seal, err := s.commit(ctx)
 	if err == nil {
-		s.mu.Lock()
-		err = s.mu.err
-		s.mu.Unlock()
+		s.release()
+		// A record that cannot be removed does no harm: the next process sees that
+		// the shard is there. An error here would say that the shard is lost.
+		_ = s.drop()
+		return seal, nil
 	}
-	var seal *catalog.Seal
-	if err == nil {
-		seal, err = s.in.Commit(ctx, info)
-	}
-	if err != nil {
-		err = fmt.Errorf("finish %v rank %d: %w", s.spec.Info.Set, s.spec.Info.Rank, err)
-		if ctx.Err() != nil {
-			return nil, err // shutting down: the journal lets the next process finish it
+	err = fmt.Errorf("finish %v rank %d: %w", s.spec.Info.Set, s.spec.Info.Rank, err)
+	if ctx.Err() != nil && s.opt.Journal != nil {
+		if d, ok := s.in.(interface{ Detach() error }); ok {
+			err = errors.Join(err, d.Detach())
 		}
-		return nil, errors.Join(err, s.in.Close(), s.drop())
+		return nil, err
 	}
-	return seal, s.drop()
+	// The record goes first: without its file it could only be misread.
+	err = errors.Join(err, s.drop(), s.in.Close())
+	s.release()
+	return nil, err
 }
+
+func (s *Session) commit(ctx context.Context) (*catalog.Seal, error) {
+	s.mu.Lock()
+	err := s.mu.err
+	s.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	info, err := json.Marshal(s.spec.Info)
+	if err != nil {
+		return nil, err
+	}
+	return s.in.Commit(ctx, info)
+}
+
+func (s *Session) name() string { return RecordName(s.spec.Info.Set, s.spec.Info.Rank) }
 
 func (s *Session) drop() error {
 	if s.opt.Journal == nil {
 		return nil
 	}
-	return s.opt.Journal.DropRecord(RecordName(s.spec.Info.Set, s.spec.Info.Rank))
+	return s.opt.Journal.DropRecord(s.name())
 }
 
+// release frees the slots that were held since Seal.
 func (s *Session) release() {
 	s.mu.Lock()
 	held := s.mu.held
 	s.mu.held = nil
+	for _, slot := range held {
+		delete(s.mu.busy, slot.at())
+	}
 	s.mu.Unlock()
 	for _, slot := range held {
 		s.opt.Free(slot)
 	}
 }
 
-// Close gives up a session that was not sealed, and leaves nothing. After Seal
-// it does nothing: the shard is Finish's.
+// Close gives up a session that was not sealed, and leaves nothing; all slots
+// are free when it returns. After Seal it does nothing: the shard is Finish's.
 func (s *Session) Close() error {
-	s.mu.Lock()
-	if s.mu.sealed || s.mu.closed {
-		s.mu.Unlock()
+	if !s.end(false) {
 		return nil
 	}
-	s.mu.closed = true
-	s.mu.Unlock()
-	close(s.queue)
-	s.wg.Wait()
 	return s.in.Close()
+}
+
+// end closes a session that is sealed or not, as asked, and waits for its
+// writers; false says that it is in another state.
+func (s *Session) end(sealed bool) bool {
+	s.submit.Lock()
+	s.mu.Lock()
+	ok := s.mu.sealed == sealed && !s.mu.closed
+	s.mu.closed = s.mu.closed || ok
+	s.mu.Unlock()
+	if ok {
+		close(s.queue)
+	}
+	s.submit.Unlock()
+	if ok {
+		s.wg.Wait()
+	}
+	return ok
 }
