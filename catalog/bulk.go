@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 )
 
 // bulkChunk is how much of a bulk goes into one record, in bytes.
@@ -56,10 +57,25 @@ func (c *Catalog) GetBulk(ctx context.Context, d Digest) ([]byte, error) {
 	return b, nil
 }
 
-// DropBulk forgets a bulk.
+// DropBulk forgets a bulk, its last piece first: what is left when it is cut
+// short begins at the first piece, so that another call finds it.
 func (c *Catalog) DropBulk(ctx context.Context, d Digest) error {
-	for rec, err := range c.parts.List(ctx, bulkPrefix(d)) {
-		if err == nil {
+	var pieces []Record
+	for i := 0; i*bulkChunk <= MaxBulk; i++ {
+		rec, err := c.parts.Get(ctx, bulkKey(d, i))
+		if errors.Is(err, fs.ErrNotExist) {
+			break
+		} else if err != nil {
+			return fmt.Errorf("drop bulk %s: %w", d, err)
+		}
+		pieces = append(pieces, Record{Key: rec.Key, Rev: rec.Rev})
+		if len(rec.Value) < bulkChunk {
+			break
+		}
+	}
+	for _, rec := range slices.Backward(pieces) {
+		_, err := c.parts.Swap(ctx, rec.Key, rec.Rev, nil)
+		if errors.Is(err, ErrConflict) {
 			err = remove(ctx, c.parts, rec.Key)
 		}
 		if err != nil {

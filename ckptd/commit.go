@@ -88,6 +88,7 @@ func (n *Node) coordinate(ctx context.Context) {
 func (n *Node) coordinateUntilError(ctx context.Context) error {
 	c := newCoordinator(n)
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.dropIndexes(ctx) })
 	changes := make(chan *catalog.PartRecord, 1024)
 	g.Go(func() error {
 		return n.cat.WatchParts(ctx, func(p *catalog.PartRecord, _ bool) error {
@@ -133,6 +134,7 @@ type coordinator struct {
 	writing map[catalog.SetID]map[string]catalog.PartRecord
 	index   map[catalog.Digest][]catalog.Shard // of sets still writing
 	publish map[catalog.SetID]bool             // committed, manifest not yet remote
+	drops   chan []catalog.Digest              // indexes nobody needs any more
 }
 
 func newCoordinator(n *Node) *coordinator {
@@ -140,6 +142,29 @@ func newCoordinator(n *Node) *coordinator {
 		writing: make(map[catalog.SetID]map[string]catalog.PartRecord),
 		index:   make(map[catalog.Digest][]catalog.Shard),
 		publish: make(map[catalog.SetID]bool),
+		drops:   make(chan []catalog.Digest, 16),
+	}
+}
+
+// dropIndexes forgets the indexes of sets that have their manifest.
+func (c *coordinator) dropIndexes(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case indexes := <-c.drops:
+			var g errgroup.Group
+			g.SetLimit(4)
+			for _, d := range indexes {
+				g.Go(func() error {
+					if err := c.n.cat.DropBulk(ctx, d); err != nil {
+						c.n.log.Debug("index not dropped", "index", d.String(), "err", err)
+					}
+					return nil
+				})
+			}
+			_ = g.Wait() // each was told above
+		}
 	}
 }
 
@@ -199,9 +224,11 @@ func (c *coordinator) fetchIndex(ctx context.Context, p *catalog.PartRecord) err
 		if err != nil {
 			return fmt.Errorf("index of %v rank %d: %w", p.Set, s.Rank, err)
 		}
-		if c.index[s.Index], err = readIndex(b); err != nil {
+		entries, err := readIndex(b)
+		if err != nil {
 			return fmt.Errorf("index of %v rank %d: %w", p.Set, s.Rank, err)
 		}
+		c.index[s.Index] = entries
 	}
 	return nil
 }
@@ -272,20 +299,21 @@ func (c *coordinator) tryCommit(ctx context.Context, rec catalog.SetRecord) erro
 	}
 	c.n.stats.Commits.Add(1)
 	c.n.event(ctx, rec.SetID, "committed", "%d shards, manifest on %v", m.World, nodes)
-	for d := range c.index {
-		if slices.ContainsFunc(parts, func(p catalog.PartRecord) bool { return hasIndex(p, d) }) {
-			if err := c.n.cat.DropBulk(ctx, d); err != nil {
-				c.n.log.Debug("index not dropped", "set", rec.SetID.String(), "err", err)
+	var indexes []catalog.Digest
+	for _, p := range parts {
+		for _, s := range p.Shards {
+			if !s.Index.IsZero() && !slices.Contains(indexes, s.Index) {
+				indexes = append(indexes, s.Index)
 			}
 		}
+	}
+	select { // the next set need not wait for it
+	case c.drops <- indexes:
+	case <-ctx.Done():
 	}
 	c.forget(rec.SetID)
 	c.n.log.Info("committed", "set", rec.SetID.String(), "ranks", m.World, "bytes", size, "after", done.Committed.Sub(rec.Begun).Round(time.Millisecond))
 	return nil
-}
-
-func hasIndex(p catalog.PartRecord, d catalog.Digest) bool {
-	return slices.ContainsFunc(p.Shards, func(s catalog.PartShard) bool { return s.Index == d })
 }
 
 // planManifest is the same for every coordinator that sees the same votes, to
