@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -62,14 +63,29 @@ func (b *bench) startNode(ctx context.Context, name string, arena int64, flags .
 	// Its own process group: Ctrl-C reaches us, and we stop it in order. If we
 	// are killed, it is told.
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	if err := d.cmd.Start(); err != nil {
+	if err := startOn(d.cmd, d.exited); err != nil {
 		return nil, fmt.Errorf("start %s: %w", b.ckptd, err)
 	}
-	go func() { d.exited <- d.cmd.Wait() }()
 	if err := d.await(ctx); err != nil {
 		return nil, errors.Join(err, d.stop())
 	}
 	return d, nil
+}
+
+// startOn starts a process on a thread that lives as long as it does: Pdeathsig
+// is sent when the thread ends that started it. What Wait returns goes to
+// exited, which has room for it.
+func startOn(cmd *exec.Cmd, exited chan<- error) error {
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with this goroutine
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			exited <- cmd.Wait()
+		}
+	}()
+	return <-started
 }
 
 // await waits for the first answer and the warm arena.

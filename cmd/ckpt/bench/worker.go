@@ -106,9 +106,9 @@ func (w Worker) Run(ctx context.Context, in io.Reader, out io.Writer) error {
 
 // crew is some workers.
 type crew struct {
-	cmds []*exec.Cmd
-	in   []io.WriteCloser
-	out  []*bufio.Reader
+	exited []chan error
+	in     []io.WriteCloser
+	out    []*bufio.Reader
 }
 
 // startCrew starts n workers and waits until all are ready.
@@ -136,10 +136,11 @@ func startCrew(ctx context.Context, n int, like Worker) (_ *crew, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := cmd.Start(); err != nil {
+		exited := make(chan error, 1)
+		if err := startOn(cmd, exited); err != nil {
 			return nil, fmt.Errorf("start a worker: %w", err)
 		}
-		c.cmds, c.in, c.out = append(c.cmds, cmd), append(c.in, in), append(c.out, bufio.NewReader(out))
+		c.exited, c.in, c.out = append(c.exited, exited), append(c.in, in), append(c.out, bufio.NewReader(out))
 	}
 	return c, c.answers()
 }
@@ -173,7 +174,7 @@ func (c *crew) stop() {
 	for _, in := range c.in {
 		in.Close() // they read to the end of it
 	}
-	for _, cmd := range c.cmds {
-		_ = cmd.Wait() // what mattered was answered
+	for _, exited := range c.exited {
+		<-exited // what mattered was answered
 	}
 }
