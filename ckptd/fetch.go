@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -142,6 +143,7 @@ type location struct {
 	local bool                 // on this node
 	peers []catalog.NodeRecord // that say they have it and can be reached
 	place *catalog.Place       // on the remote tier
+	bad   []string             // copies that failed a check, and why
 }
 
 // locate asks the catalog where a shard is; with the catalog away it answers
@@ -176,6 +178,9 @@ func (n *Node) locate(ctx context.Context, rec catalog.SetRecord, rank int) (loc
 			if s.Remote != nil && (loc.place == nil || !s.Verified.IsZero()) {
 				loc.place = s.Remote
 			}
+			if s.Bad != "" {
+				loc.bad = append(loc.bad, p.Node+": "+s.Bad)
+			}
 			if !s.Local || s.Bad != "" {
 				continue
 			}
@@ -207,6 +212,9 @@ func (n *Node) fetch(ctx context.Context, where location, ranges [][2]int64, w i
 		src := &remoteSource{n: n, place: *where.place}
 		defer src.close()
 		sources = append(sources, n.flight.Share(src))
+	}
+	if len(sources) == 0 && len(where.bad) > 0 {
+		return restore.Result{}, fmt.Errorf("%v: %w: no good copy is left: %s", where.ref, catalog.ErrCorrupt, strings.Join(where.bad, "; "))
 	}
 	if len(sources) == 0 {
 		return restore.Result{}, fmt.Errorf("%v: %w: no copy is in reach", where.ref, catalog.ErrUnavailable)

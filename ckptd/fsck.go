@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cloudwego/hertz/pkg/app"
@@ -276,6 +277,9 @@ func (n *Node) verify(ctx context.Context, sets []catalog.SetRecord, deep bool, 
 			}
 			bad := func(tier string, err error) {
 				res.Bad = append(res.Bad, wire.BadCopy{ID: rec.SetID.String(), Rank: rank, Tier: tier, Node: n.cfg.Name, Err: err.Error()})
+			}
+			if !loc.local && len(loc.peers) == 0 && loc.place == nil {
+				bad("any", fmt.Errorf("%w: no good copy is left: %s", catalog.ErrCorrupt, strings.Join(loc.bad, "; ")))
 			}
 			if loc.local {
 				before := done

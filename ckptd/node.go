@@ -160,6 +160,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.log.Info("listening", "socket", n.cfg.Socket, "listen", n.cfg.Listen)
 	stop := context.AfterFunc(ctx, func() { close(n.stopping) })
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)

@@ -227,15 +227,15 @@ func (n *Node) dropLocal(ctx context.Context, id catalog.SetID, rank int, name s
 // putIndex keeps the shards' entries for the manifest where the coordinator
 // finds them: one bulk for all ranks of this vote.
 func (n *Node) putIndex(ctx context.Context, shards []held) (catalog.Digest, error) {
-	var entries []catalog.Shard
+	index := voteIndex{Set: shards[0].info.Set}
 	for _, s := range shards {
 		e, err := n.shardEntry(s)
 		if err != nil {
 			return catalog.Digest{}, err
 		}
-		entries = append(entries, e)
+		index.Shards = append(index.Shards, e)
 	}
-	raw, err := json.Marshal(entries)
+	raw, err := json.Marshal(index)
 	if err != nil {
 		return catalog.Digest{}, fmt.Errorf("index of %v: %w", shards[0].info.Set, err)
 	}
@@ -250,17 +250,24 @@ var (
 	indexDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(catalog.MaxManifestSize))
 )
 
+// voteIndex names its set so that no two sets share an index, however equal
+// their shards are: it is dropped when its set is committed.
+type voteIndex struct {
+	Set    catalog.SetID   `json:"set"`
+	Shards []catalog.Shard `json:"shards"`
+}
+
 // readIndex gives what putIndex kept.
 func readIndex(b []byte) ([]catalog.Shard, error) {
 	raw, err := indexDecoder.DecodeAll(b, nil)
 	if err != nil {
 		return nil, fmt.Errorf("index: %w: %v", catalog.ErrCorrupt, err)
 	}
-	var entries []catalog.Shard
-	if err := json.Unmarshal(raw, &entries); err != nil {
+	var index voteIndex
+	if err := json.Unmarshal(raw, &index); err != nil {
 		return nil, fmt.Errorf("index: %w: %v", catalog.ErrCorrupt, err)
 	}
-	return entries, nil
+	return index.Shards, nil
 }
 
 // shardEntry reads a shard's header from the disk.

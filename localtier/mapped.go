@@ -46,10 +46,6 @@ func (b *Blob) VerifyCached(ctx context.Context, f *os.File, ranges [][2]int64) 
 				}
 				err := ctx.Err()
 				if err == nil {
-					if i+workers < len(chunks) { // reads ahead what is not cached
-						ahead := chunks[i+workers]
-						_ = unix.Madvise(mem[ahead[0]:ahead[1]], unix.MADV_WILLNEED)
-					}
 					err = b.checkMapped(mem, chunks[i])
 				}
 				if err != nil {
@@ -84,8 +80,8 @@ func chunksOf(ranges [][2]int64, size int64) [][2]int64 {
 
 func (b *Blob) checkMapped(mem []byte, c [2]int64) error {
 	p := mem[c[0]:c[1]]
-	// Advice only: without it the pages come in by many small faults.
-	_ = unix.Madvise(p, unix.MADV_POPULATE_READ)
+	// No advice to the kernel: reading ahead by it fills the page cache with
+	// single pages, which the client would then map one by one.
 	var err error
 	// A file that is cut meanwhile, or a disk that fails, is a fault and not an error.
 	if fault := guard(func() {

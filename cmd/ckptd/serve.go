@@ -24,7 +24,6 @@ import (
 	"github.com/ckptd/ckptd/localtier"
 	"github.com/ckptd/ckptd/localtier/vfs"
 	"github.com/ckptd/ckptd/remotetier"
-	"github.com/ckptd/ckptd/remotetier/target"
 )
 
 func newServe() *cobra.Command {
@@ -67,11 +66,10 @@ type closeFunc func() error
 func (f closeFunc) Close() error { return f() }
 
 func serve(ctx context.Context, s settings) (err error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(s.LogLevel)); err != nil {
-		return fmt.Errorf("--log-level %q: %w: want debug, info, warn or error", s.LogLevel, catalog.ErrInvalid)
+	log, err := newLog(s.LogLevel)
+	if err != nil {
+		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	cfg, err := nodeConfig(&s, log)
 	if err != nil {
 		return err
@@ -86,10 +84,30 @@ func serve(ctx context.Context, s settings) (err error) {
 	if err != nil {
 		return err
 	}
-	log.Info("ckptd serves", "node", cfg.Name, "socket", cfg.Socket, "data", cfg.Data, "catalog", cfg.NATS, "listen", cfg.Listen, "version", version)
+	log.Info("ckptd starts", "node", cfg.Name, "data", cfg.Data, "catalog", cfg.NATS, "version", version)
 	err = node.Run(ctx)
 	log.Info("ckptd stopped", "err", err)
 	return err
+}
+
+func newLog(name string) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(name)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: %w: want debug, info, warn or error", name, catalog.ErrInvalid)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
+}
+
+func readToken(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("--token-file: %w", err)
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" {
+		return "", fmt.Errorf("--token-file %s: %w: it is empty", path, catalog.ErrInvalid)
+	}
+	return token, nil
 }
 
 func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
@@ -122,12 +140,8 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 		cfg.UIDs = append(cfg.UIDs, uint32(v))
 	}
 	if s.TokenFile != "" {
-		b, err := os.ReadFile(s.TokenFile)
-		if err != nil {
-			return cfg, fmt.Errorf("--token-file: %w", err)
-		}
-		if cfg.Token = strings.TrimSpace(string(b)); cfg.Token == "" {
-			return cfg, fmt.Errorf("--token-file %s: %w: it is empty", s.TokenFile, catalog.ErrInvalid)
+		if cfg.Token, err = readToken(s.TokenFile); err != nil {
+			return cfg, err
 		}
 	}
 	cfg.NATS = "embedded"
@@ -176,14 +190,9 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 	}
 	open.add(t.Local)
 	if len(targets) > 0 {
-		var infos []remotetier.TargetInfo
-		for _, spec := range targets {
-			d, err := target.OpenDir(vfs.OS, spec.dir, spec.name)
-			if err != nil {
-				return t, err
-			}
-			open.add(d)
-			infos = append(infos, remotetier.TargetInfo{Target: d, Domain: spec.domain, Weight: spec.weight})
+		infos, err := openTargets(ctx, targets, s, cfg.Token, log, open)
+		if err != nil {
+			return t, err
 		}
 		t.Remote = remotetier.New(infos, remotetier.Options{Rate: rate})
 	}
