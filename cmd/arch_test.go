@@ -35,15 +35,17 @@ var layers = map[string][]string{
 	"sdk/ckpt":              {"sdk/wire", "catalog"},
 
 	// Drivers: what only a program, or a test, plugs in.
-	"catalog/natscatalog": {"catalog"},
-	"remotetier/target":   {"remotetier", "remotetier/stripe", "localtier/vfs", "catalog"},
+	"catalog/natscatalog":   {"catalog"},
+	"remotetier/fabric":     {"catalog"},
+	"remotetier/fabric/tcp": {"remotetier/fabric", "catalog"},
+	"remotetier/target":     {"remotetier", "remotetier/stripe", "remotetier/fabric", "localtier/vfs", "catalog"},
 
 	// The daemon and the programs.
 	"ckptd": {
 		"restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
 		"remotetier", "remotetier/stripe", "sdk/wire", "catalog",
 	},
-	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/target", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "sdk/wire", "catalog"},
+	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/target", "remotetier/fabric", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "sdk/wire", "catalog"},
 	"cmd/ckpt":  {"cmd/ckpt/bench", "sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
 	// The yardsticks of a benchmark are the parts that the product is made of.
 	"cmd/ckpt/bench": {"sdk/ckpt", "shardwriter/shardfile", "catalog/natscatalog", "sdk/wire", "catalog"},

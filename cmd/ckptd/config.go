@@ -59,7 +59,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.NATS, "nats", "", "URL of NATS servers with JetStream, separated by commas (default a server inside the daemon)")
 	f.StringVar(&s.NATSListen, "nats-listen", "", "HOST:PORT where the server inside the daemon takes other nodes")
 	f.StringVar(&s.NATSCreds, "nats-creds", "", "credentials file for --nats")
-	f.StringArrayVar(&s.Remote, "remote", nil, "a remote target, may be repeated: dir:PATH[,name=N][,domain=D][,weight=W]; none: to keep sets local (default three directories below DATA/targets)")
+	f.StringArrayVar(&s.Remote, "remote", nil, "a remote target, may be repeated: "+remoteSyntax+"; none: to keep sets local (default three directories below DATA/targets)")
 	f.StringVar(&s.Layout, "layout", "", "data and parity columns of runs without a policy, as 4+2 (default by the number of targets)")
 	f.StringVar(&s.Unit, "unit", "1MiB", "stripe unit")
 	f.StringVar(&s.DrainRate, "drain-rate", "", "most bytes a second that the drain and verification may move (default no limit)")
@@ -153,62 +153,6 @@ func parseDuration(flag, s string) (time.Duration, error) {
 		return 0, fmt.Errorf("--%s %q: %w: want a time as 90s, 5m or 1h", flag, s, catalog.ErrInvalid)
 	}
 	return d, nil
-}
-
-// remoteSpec is one --remote.
-type remoteSpec struct {
-	dir, name, domain string
-	weight            float64
-}
-
-func parseRemote(specs []string, data string) ([]remoteSpec, error) {
-	if len(specs) == 0 {
-		for i := range 3 {
-			specs = append(specs, fmt.Sprintf("dir:%s,name=t%d", filepath.Join(data, "targets", fmt.Sprintf("t%d", i)), i))
-		}
-	}
-	if len(specs) == 1 && specs[0] == "none" {
-		return nil, nil
-	}
-	var out []remoteSpec
-	for i, spec := range specs {
-		bad := func(why string) ([]remoteSpec, error) {
-			return nil, fmt.Errorf("--remote %q: %w: %s", spec, catalog.ErrInvalid, why)
-		}
-		rest, ok := strings.CutPrefix(spec, "dir:")
-		if !ok {
-			return bad("want dir:PATH[,name=N][,domain=D][,weight=W], or none")
-		}
-		fields := strings.Split(rest, ",")
-		t := remoteSpec{dir: fields[0], name: fmt.Sprintf("t%d", i), weight: 1}
-		if t.dir == "" {
-			return bad("the path is empty")
-		}
-		for _, f := range fields[1:] {
-			k, v, _ := strings.Cut(f, "=")
-			switch k {
-			case "name":
-				t.name = v
-			case "domain":
-				t.domain = v
-			case "weight":
-				w, err := strconv.ParseFloat(v, 64)
-				if err != nil || w <= 0 {
-					return bad("weight is a number above 0")
-				}
-				t.weight = w
-			default:
-				return bad(fmt.Sprintf("%q is not known; name, domain and weight are", k))
-			}
-		}
-		for _, o := range out {
-			if o.name == t.name {
-				return bad("another target has this name")
-			}
-		}
-		out = append(out, t)
-	}
-	return out, nil
 }
 
 func nodeName(name string) (string, error) {

@@ -1,4 +1,4 @@
-// Command ckptd runs the node daemon.
+// Command ckptd runs the node daemon, and targets of the remote tier.
 package main
 
 import (
@@ -24,7 +24,7 @@ func main() {
 		Use: "ckptd", Short: "Keep the checkpoints of large training jobs",
 		SilenceUsage: true, SilenceErrors: true, Version: version,
 	}
-	root.AddCommand(newServe())
+	root.AddCommand(newServe(), newTarget())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return fmt.Errorf("%w: %v", catalog.ErrInvalid, err) })
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "ckptd:", err)

@@ -73,15 +73,15 @@ type Handler interface {
 	// Join and Leave are called as connections of a session come and go.
 	Join(Session)
 	Leave(Session)
-	// Serve answers one exchange. The context ends when the client is gone, or
+	// Answer answers one exchange. The context ends when the client is gone, or
 	// will not wait any longer. An error's class reaches the client.
-	Serve(ctx context.Context, s Session, x Exchange) (reply []byte, err error)
+	Answer(ctx context.Context, s Session, x Exchange) (reply []byte, err error)
 }
 
 // Exchange is an exchange as a target sees it. It is used by one goroutine, as
-// long as Serve runs.
+// long as Answer runs.
 type Exchange interface {
-	Request() []byte // valid while Serve runs
+	Request() []byte // valid while Answer runs
 	Out() int        // bytes that may still be pulled
 	In() int         // bytes that may still be pushed
 

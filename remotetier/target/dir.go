@@ -1,7 +1,8 @@
 // Package target serves one directory of columns.
 //
 // Dir is a remotetier.Target over a vfs.FS. FORMAT.md in package remotetier
-// describes the directory. A network server for the same directory builds on it.
+// describes the directory. Server serves a Dir to other machines over a
+// fabric, and Remote is a remotetier.Target that uses such a server.
 //
 //  1. One process serves a directory, and a directory has one name for ever: a
 //     second opener, or another name, is refused with ErrConflict.
@@ -10,6 +11,13 @@
 //     after one.
 //  3. A column that is not committed leaves nothing: neither after Close, nor,
 //     once the directory was opened again, after a crash.
+//  4. What a Server acknowledged, it has done: promise 2 holds across the
+//     network. A column whose bytes do not fit its own checksums is refused.
+//  5. A client that dies leaves nothing: its columns are given up when it has
+//     been gone for a while.
+//  6. A Remote is never another target than the one it was: a name that
+//     differs is refused. A target that cannot be reached costs a caller no
+//     more than the fabric's limits, and nothing while it is known to be away.
 package target
 
 import (
@@ -98,28 +106,41 @@ func (d *Dir) open() (err error) {
 
 // identify reads the directory's name, or gives it one.
 func (d *Dir) identify() error {
-	want := idMagic + d.name + "\n"
-	f, err := d.fs.Open(d.path(idFile), vfs.Opt{})
-	if errors.Is(err, fs.ErrNotExist) {
-		return d.writeID(want)
-	}
-	if err != nil {
+	got, err := NameOf(d.fs, d.dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return d.writeID(idMagic + d.name + "\n")
+	case err != nil:
 		return err
+	case got != d.name:
+		return fmt.Errorf("%w: the directory belongs to target %q", catalog.ErrConflict, got)
+	}
+	return nil
+}
+
+// NameOf reads the name that a directory has as a target; fs.ErrNotExist if it
+// is none yet.
+func NameOf(fsys vfs.FS, dir string) (string, error) {
+	f, err := fsys.Open(filepath.Join(dir, idFile), vfs.Opt{})
+	if err != nil {
+		return "", err
 	}
 	defer f.Close()
+	return readID(f)
+}
+
+func readID(f vfs.File) (name string, err error) {
 	b := make([]byte, len(idMagic)+remotetier.MaxTargetName+2)
 	n, err := f.ReadAt(b, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
-		return err
+		return "", err
 	}
-	got, ok := strings.CutPrefix(string(b[:n]), idMagic)
-	switch {
-	case !ok || !strings.HasSuffix(got, "\n"):
-		return fmt.Errorf("%s: %w", idFile, catalog.ErrCorrupt)
-	case string(b[:n]) != want:
-		return fmt.Errorf("%w: the directory belongs to target %q", catalog.ErrConflict, strings.TrimSpace(got))
+	name, magic := strings.CutPrefix(string(b[:n]), idMagic)
+	name, line := strings.CutSuffix(name, "\n")
+	if !magic || !line || remotetier.CheckTargetName(name) != nil {
+		return "", fmt.Errorf("%s: %w", idFile, catalog.ErrCorrupt)
 	}
-	return nil
+	return name, nil
 }
 
 func (d *Dir) writeID(text string) error {
@@ -179,6 +200,19 @@ func (d *Dir) Open(ctx context.Context, key remotetier.Key) (remotetier.ColumnRe
 		return nil, err
 	}
 	return &reader{d: d, key: key, f: f, size: size}, nil
+}
+
+// file opens a column through the page cache, from where it can be sent
+// without being touched. The caller calls done.
+func (d *Dir) file(key remotetier.Key) (f vfs.File, size int64, done func() error, err error) {
+	if f, err = d.fs.Open(d.column(key), vfs.Opt{}); err != nil {
+		return nil, 0, nil, err
+	}
+	if size, err = f.Size(); err != nil {
+		_ = f.Close()
+		return nil, 0, nil, err
+	}
+	return f, size, f.Close, nil
 }
 
 // Remove deletes a column, and the folders it leaves empty.

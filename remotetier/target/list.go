@@ -12,6 +12,11 @@ import (
 
 // List walks the columns at or under prefix, folder by folder.
 func (d *Dir) List(ctx context.Context, prefix string) iter.Seq2[remotetier.Entry, error] {
+	return d.list(ctx, prefix, remotetier.Key{})
+}
+
+// list is List of what comes after a key (zero: of everything).
+func (d *Dir) list(ctx context.Context, prefix string, after remotetier.Key) iter.Seq2[remotetier.Entry, error] {
 	return func(yield func(remotetier.Entry, error) bool) {
 		if prefix != "" {
 			if err := remotetier.CheckBlob(prefix); err != nil {
@@ -19,7 +24,7 @@ func (d *Dir) List(ctx context.Context, prefix string) iter.Seq2[remotetier.Entr
 				return
 			}
 		}
-		if err := d.walk(ctx, prefix, yield); err != nil && !errors.Is(err, errStop) {
+		if err := d.walk(ctx, prefix, after, yield); err != nil && !errors.Is(err, errStop) {
 			yield(remotetier.Entry{}, err)
 		}
 	}
@@ -31,7 +36,7 @@ var errStop = errors.New("stop")
 // walk gives a folder's own columns, then those of its subfolders. What is
 // neither is passed over; what disappears meanwhile is not there. The depth is
 // bounded by that of blob names.
-func (d *Dir) walk(ctx context.Context, blob string, yield func(remotetier.Entry, error) bool) error {
+func (d *Dir) walk(ctx context.Context, blob string, after remotetier.Key, yield func(remotetier.Entry, error) bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -47,7 +52,7 @@ func (d *Dir) walk(ctx context.Context, blob string, yield func(remotetier.Entry
 			continue
 		}
 		key, err := remotetier.ParseKey(blob + "/" + e.Name())
-		if err != nil {
+		if err != nil || key.Compare(after) <= 0 {
 			continue
 		}
 		info, err := e.Info()
@@ -69,7 +74,10 @@ func (d *Dir) walk(ctx context.Context, blob string, yield func(remotetier.Entry
 		if !e.IsDir() || remotetier.CheckBlob(sub) != nil {
 			continue
 		}
-		if err := d.walk(ctx, sub, yield); err != nil {
+		if (remotetier.Key{Blob: sub}).Compare(after) < 0 && !remotetier.Under(after.Blob, sub) {
+			continue // all of it comes before
+		}
+		if err := d.walk(ctx, sub, after, yield); err != nil {
 			return err
 		}
 	}

@@ -82,14 +82,19 @@ func (c *Client) Close() error {
 
 // Do carries out ops on one connection, and what a broken one left on another.
 func (c *Client) Do(ctx context.Context, ops ...*fabric.Op) error {
+	var bad error
 	for _, op := range ops {
 		op.Reply, op.N, op.Err = nil, 0, nil
-		if err := checkOp(op); err != nil {
-			return err
-		}
+		bad = errors.Join(bad, checkOp(op))
 	}
-	if !c.enter() {
-		return fmt.Errorf("%w: the client is closed", catalog.ErrUnavailable)
+	if bad == nil && !c.enter() {
+		bad = fmt.Errorf("%w: the client is closed", catalog.ErrUnavailable)
+	}
+	if bad != nil {
+		for _, op := range ops {
+			op.Err = bad
+		}
+		return bad
 	}
 	defer c.wg.Done()
 	if err := c.do(ctx, ops); err != nil {

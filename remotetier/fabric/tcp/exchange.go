@@ -45,7 +45,7 @@ func (x *exchange) serve(ctx context.Context, left time.Duration) error {
 	x.send.Lock()
 	x.send.beat = time.AfterFunc(x.beatTime(), func() { x.beat(cancel) })
 	x.send.Unlock()
-	reply, err := x.h.Serve(ctx, x.session, x)
+	reply, err := x.h.Answer(ctx, x.session, x)
 	x.send.Lock()
 	defer x.send.Unlock()
 	x.send.done = true

@@ -79,6 +79,9 @@ func (l *Listener) Close() error {
 		return nil
 	}
 	err := l.ln.Close()
+	if errors.Is(err, net.ErrClosed) { // by Serve
+		err = nil
+	}
 	if l.own {
 		err = errors.Join(err, l.bufs.Close())
 	}
