@@ -79,7 +79,6 @@ func chunksOf(ranges [][2]int64, size int64) [][2]int64 {
 }
 
 func (b *Blob) checkMapped(mem []byte, c [2]int64) error {
-	p := mem[c[0]:c[1]]
 	// No advice to the kernel: reading ahead by it fills the page cache with
 	// single pages, which the client would then map one by one.
 	var err error

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -87,5 +88,27 @@ func TestChunksOfCoverEachBlockOnce(t *testing.T) {
 	want := [][2]int64{{0, mib}, {mib, 2 * mib}, {3 * mib, 7 * mib}, {7 * mib, 9*mib + 5}}
 	if !slices.Equal(got, want) {
 		t.Errorf("chunksOf = %v, want %v", got, want)
+	}
+}
+
+// An operator's rm -rf of a set's folder costs that set, not the next write.
+func TestFoldersRemovedBehindTheTier(t *testing.T) {
+	dir := t.TempDir()
+	tier, err := Open(vfs.OS, Options{Dirs: []string{dir}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tier.Close()
+	const name = "run/000000000001-000001/set.json"
+	for i, content := range []string{"one", "two", "three"} {
+		if err := tier.Put(t.Context(), name, []byte(content)); err != nil {
+			t.Fatalf("put %d: %v", i, err)
+		}
+		if b, err := tier.Get(t.Context(), name); err != nil || string(b) != content {
+			t.Errorf("get %d = %q, %v", i, b, err)
+		}
+		if err := os.RemoveAll(filepath.Join(dir, "shards", "run")); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

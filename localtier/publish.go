@@ -166,7 +166,14 @@ func (t *Tier) publish(d *disk, name, staging string) (err error) {
 	if err := t.makeWay(d, name); err != nil {
 		return err
 	}
-	if err := t.fsys.Rename(staging, data); err != nil {
+	err = t.fsys.Rename(staging, data)
+	if errors.Is(err, fs.ErrNotExist) { // the folder was removed behind the tier's back
+		t.forgetFolders()
+		if err = t.folder(d, name); err == nil {
+			err = t.fsys.Rename(staging, data)
+		}
+	}
+	if err != nil {
 		return err
 	}
 	undo = append(undo, data)

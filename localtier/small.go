@@ -19,10 +19,25 @@ const MaxSmall = 1 << 30
 // crash there is the old one or the new one. Quota does not refuse it, a full
 // disk does: the set whose shards had room must not fail for its manifest.
 func (t *Tier) Put(ctx context.Context, name string, b []byte) error {
-	if err := t.put(ctx, name, b); err != nil {
+	err := t.put(ctx, name, b)
+	if errors.Is(err, fs.ErrNotExist) { // somebody removed folders behind the tier's back
+		t.forgetFolders()
+		t.mu.Lock()
+		t.hide(name)
+		t.mu.Unlock()
+		err = t.put(ctx, name, b)
+	}
+	if err != nil {
 		return fmt.Errorf("put %s: %w", name, err)
 	}
 	return nil
+}
+
+// forgetFolders makes folder look again which folders there are.
+func (t *Tier) forgetFolders() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.mu.known)
 }
 
 func (t *Tier) put(ctx context.Context, name string, b []byte) error {
