@@ -35,22 +35,22 @@ func listener() (string, error) {
 }
 
 // connect is the catalog as a node of its own sees it.
-func connect(ctx context.Context, addr, node string) (cat *catalog.Catalog, parts catalog.Driver, end func(), err error) {
+func connect(ctx context.Context, addr, node string) (cat *catalog.Catalog, end func(), err error) {
 	nc, err := natscatalog.Connect("nats://"+addr, natscatalog.ConnectOptions{Node: node})
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	records, err := natscatalog.Open(ctx, nc, "ckptd", natscatalog.Options{})
 	if err != nil {
 		nc.Close()
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	parts, err = natscatalog.Open(ctx, nc, "ckptd-parts", natscatalog.Options{})
+	parts, err := natscatalog.Open(ctx, nc, "ckptd-parts", natscatalog.Options{})
 	if err != nil {
 		nc.Close()
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
-	return catalog.New(records, parts), parts, nc.Close, nil
+	return catalog.New(records, parts), nc.Close, nil
 }
 
 // lists asks a daemon whose catalog holds 100,000 committed sets.
@@ -115,7 +115,7 @@ func manyRun(i int) string { return fmt.Sprintf("bench/run-%03d", i) }
 
 // fill writes records as those of committed sets.
 func fill(ctx context.Context, addr string) error {
-	cat, _, end, err := connect(ctx, addr, "filler")
+	cat, end, err := connect(ctx, addr, "filler")
 	if err != nil {
 		return err
 	}

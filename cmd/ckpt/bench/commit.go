@@ -52,18 +52,18 @@ func (b *bench) commits(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
 	defer func() {
+		first := ctx.Err() != nil // one of the group failed, and err is what followed
 		cancel()
-		if gerr := g.Wait(); gerr != nil && !errors.Is(gerr, context.Canceled) {
-			err = gerr // what it cancelled is no news
+		if gerr := g.Wait(); first {
+			err = gerr
 		}
 	}()
 	b.logf("commit: connecting %d nodes", simNodes)
 	nodes := make([]*simNode, simNodes)
-	var parts catalog.Driver
 	for i := range nodes {
 		n := &simNode{name: fmt.Sprintf("sim-%03d", i), rnd: rand.New(rand.NewPCG(uint64(i), 7))}
 		var end func()
-		if n.cat, parts, end, err = connect(ctx, addr, n.name); err != nil {
+		if n.cat, end, err = connect(ctx, addr, n.name); err != nil {
 			return err
 		}
 		defer end()
@@ -89,6 +89,9 @@ func (b *bench) commits(ctx context.Context) (err error) {
 				listed <- set.Step
 			}
 		}
+		if ctx.Err() == nil {
+			return fmt.Errorf("watch %s: %w: the daemon ended it", run, catalog.ErrUnavailable)
+		}
 		return ctx.Err()
 	})
 	var lags []float64
@@ -103,7 +106,7 @@ func (b *bench) commits(ctx context.Context) (err error) {
 		if i >= 3 {
 			lags = append(lags, lag.Seconds())
 		}
-		if err := indexesGone(ctx, parts); err != nil { // what follows a commit is not part of the next
+		if err := indexesGone(ctx, nodes); err != nil { // what follows a commit is not part of the next
 			return err
 		}
 	}
@@ -120,27 +123,25 @@ func (b *bench) commits(ctx context.Context) (err error) {
 }
 
 // indexesGone waits until the coordinator has dropped the indexes of the votes.
-func indexesGone(ctx context.Context, parts catalog.Driver) error {
-	tick := time.NewTicker(50 * time.Millisecond)
+func indexesGone(ctx context.Context, nodes []*simNode) error {
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		left := false
-		for _, err := range parts.List(ctx, "bulk") {
-			if err != nil {
+	for _, n := range nodes {
+		for {
+			_, err := n.cat.GetBulk(ctx, n.index)
+			if errors.Is(err, fs.ErrNotExist) {
+				break
+			} else if err != nil {
 				return err
 			}
-			left = true
-			break
-		}
-		if !left {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-tick.C:
+			}
 		}
 	}
+	return nil
 }
 
 // commitOnce has every rank become durable, and gives the time from the last
@@ -186,6 +187,7 @@ type simNode struct {
 	cat   *catalog.Catalog
 	ranks []int
 	rnd   *rand.Rand
+	index catalog.Digest // of its last vote
 }
 
 // beat announces the node, as daemons do.
@@ -254,6 +256,7 @@ func (n *simNode) vote(ctx context.Context, id catalog.SetID, ranks []int, durab
 	if err != nil {
 		return err
 	}
+	n.index = index
 	_, err = n.cat.UpdatePart(ctx, id, n.name, func(p *catalog.PartRecord) error {
 		for i, e := range entries {
 			p.Shards = append(p.Shards, catalog.PartShard{
