@@ -244,11 +244,11 @@ func (n *simNode) vote(ctx context.Context, id catalog.SetID, ranks []int, durab
 	if _, err := n.cat.Set(ctx, id); err != nil {
 		return err
 	}
-	var entries []catalog.Shard
+	entries := make([]catalog.Shard, 0, len(ranks))
 	for _, rank := range ranks {
 		entries = append(entries, n.entry(id, rank))
 	}
-	raw, err := json.Marshal(entries)
+	raw, err := json.Marshal(map[string]any{"set": id, "shards": entries})
 	if err != nil {
 		return err
 	}
