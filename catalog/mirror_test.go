@@ -201,6 +201,7 @@ func TestStoreReplaced(t *testing.T) {
 		mem := catalogtest.Mem()
 		r.replace(mem)
 		old.CutWatches()
+		synctest.Wait() // until the mirror has noticed
 		committed(t, catalog.New(mem, mem), at(77))
 		if got := fmt.Sprint(stepsOf(t, c)); got != "[77]" {
 			t.Errorf("after the store was replaced: %s", got)
@@ -213,6 +214,9 @@ func TestDamagedRecordsAreNamed(t *testing.T) {
 		c, f := open(t)
 		follow(t, c)
 		committed(t, c, at(1))
+		if got := stepsOf(t, c); len(got) != 1 {
+			t.Errorf("lists %v", got)
+		}
 		rec := must(f.Get(t.Context(), "set.r.000000000001-000001"))(t)
 		rev := must(f.Swap(t.Context(), rec.Key, rec.Rev, []byte("?")))(t)
 		if got := stepsOf(t, c); len(got) != 1 || fmt.Sprint(c.Damaged()) != "["+rec.Key+"]" {
@@ -333,18 +337,9 @@ func TestPromise9SlowWatch(t *testing.T) {
 	})
 }
 
-// Promise 9: what a large catalog costs a node, and that its lists are quick.
-func TestPromise9HundredThousandSets(t *testing.T) {
-	if testing.Short() {
-		t.Log("10,000 sets only")
-	}
-	const runs = 100
-	each := 1000
-	if testing.Short() {
-		each = 100
-	}
-	mem := catalogtest.Mem()
-	c := catalog.New(mem, mem)
+// fill adopts a large catalog, of runs with so many sets each.
+func fill(t testing.TB, c *catalog.Catalog, runs, each int) {
+	t.Helper()
 	for r := range runs {
 		for i := range each {
 			s := catalog.SetRecord{SetID: catalog.SetID{Run: catalog.Run(fmt.Sprintf("team/run-%d", r)), Step: int64(i) * 1000, Attempt: 1},
@@ -356,29 +351,55 @@ func TestPromise9HundredThousandSets(t *testing.T) {
 			}
 		}
 	}
+}
+
+// measure says what the mirror of a filled store costs.
+func measure(t testing.TB, mem catalog.Driver) (bytes int64, synced time.Duration) {
+	t.Helper()
 	heap := func() int64 {
 		var m runtime.MemStats
 		runtime.GC()
 		runtime.ReadMemStats(&m)
 		return int64(m.HeapAlloc)
 	}
+	c := catalog.New(mem, mem)
+	ctx, cancel := context.WithCancel(context.Background())
 	before, start := heap(), time.Now()
-	follow(t, c)
-	for { // the first state of so many takes longer than a list waits
+	var wg sync.WaitGroup
+	wg.Go(func() { c.Run(ctx) })
+	defer wg.Wait()
+	defer cancel()
+	for { // the first state of so many may take longer than a list waits
 		if err := c.Sync(t.Context()); err == nil {
 			break
 		} else if !errors.Is(err, catalog.ErrUnavailable) {
 			t.Fatal(err)
 		}
 	}
-	synced := time.Since(start)
-	n := int64(runs * each)
-	size := (heap() - before) / n
-	start = time.Now()
-	s := must(c.Resolve(t.Context(), catalog.Ref{Run: "team/run-7", Step: catalog.Latest}))(t)
-	took := time.Since(start)
-	t.Logf("%d sets: %d bytes each, synced in %v, latest of a run in %v", n, size, synced.Round(time.Millisecond), took)
-	if size > 2500 || s.Step != int64(each-1)*1000 {
-		t.Errorf("%d bytes a set, latest is %v", size, s.SetID)
+	synced = time.Since(start)
+	bytes = heap() - before
+	if s, err := c.Resolve(t.Context(), catalog.Ref{Run: "team/run-7", Step: catalog.Latest}); err != nil || s.Step == 0 {
+		t.Errorf("latest is %v, %v", s.SetID, err)
+	}
+	return bytes, synced
+}
+
+// Promise 9: what a set costs every node.
+func TestPromise9MirrorMemory(t *testing.T) {
+	mem := catalogtest.Mem()
+	fill(t, catalog.New(mem, mem), 50, 100)
+	if bytes, _ := measure(t, mem); bytes > 5000*2500 {
+		t.Errorf("%d bytes a set", bytes/5000)
+	}
+}
+
+// What a catalog of 100,000 sets costs a node that starts.
+func BenchmarkMirror(b *testing.B) {
+	mem := catalogtest.Mem()
+	fill(b, catalog.New(mem, mem), 100, 1000)
+	for b.Loop() {
+		bytes, synced := measure(b, mem)
+		b.ReportMetric(float64(bytes)/1e5, "B/set")
+		b.ReportMetric(synced.Seconds(), "s-to-sync")
 	}
 }

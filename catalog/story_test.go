@@ -50,7 +50,7 @@ type story struct {
 func TestStory(t *testing.T) {
 	seed := rand.Uint64()
 	commits, reads, prunes := 0, int64(0), 0
-	for n := range uint64(400) {
+	for n := range uint64(150) {
 		w := &witness{Driver: catalogtest.Mem()}
 		f := catalogtest.NewFault(w)
 		rnd := rand.New(rand.NewPCG(seed, n))
