@@ -101,10 +101,19 @@ func (n *Node) drainPlan() []drainJob {
 	})
 }
 
-// drainShard copies one shard: its columns first, then the statement of where
-// they are, then what an attempt cut short has left behind.
+// drainShard copies one shard: its columns first, then what attempts cut short
+// have left goes, then the statement of where the columns are. In this order
+// no crash leaves columns that nobody will remove: without a statement the
+// next drain finds them.
 func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.PartShard) error {
 	name := set.ShardName(s.Rank)
+	parts, err := n.cat.Parts(ctx, set.SetID)
+	if err != nil {
+		return err
+	}
+	if place, ok := statedRemote(s.Rank, s.Root, parts); ok { // a rebuild found it, and said so for another node
+		return n.stateDrained(ctx, set, s, place)
+	}
 	layout, err := n.layout(set.Run)
 	if err != nil {
 		return err
@@ -121,17 +130,36 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 	} else if err != nil {
 		return fmt.Errorf("drain %s: %w", name, err)
 	}
+	if err := n.remote.Remove(ctx, name, func(gen uint64) bool { return gen == place.Generation }); err != nil {
+		n.log.Warn("older columns not removed", "blob", name, "err", err)
+	}
+	if err := n.stateDrained(ctx, set, s, place); err != nil {
+		return err
+	}
+	n.stats.DrainedBytes.Add(s.Size)
+	n.event(ctx, set.SetID, "drained", "rank %d to %v as %s in %v", s.Rank, place.Targets, place.Layout, time.Since(begin).Round(time.Millisecond))
+	return nil
+}
+
+func (n *Node) stateDrained(ctx context.Context, set catalog.SetRecord, s catalog.PartShard, place catalog.Place) error {
 	if err := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) {
 		t.Remote, t.Drained, t.Verified = &place, time.Now(), time.Time{}
 	}); err != nil {
 		return err
 	}
-	n.stats.DrainedBytes.Add(s.Size)
-	n.event(ctx, set.SetID, "drained", "rank %d to %v as %s in %v", s.Rank, place.Targets, place.Layout, time.Since(begin).Round(time.Millisecond))
-	if err := n.remote.Remove(ctx, name, func(gen uint64) bool { return gen == place.Generation }); err != nil {
-		n.log.Warn("older columns not removed", "blob", name, "err", err)
-	}
 	return n.raiseLevel(ctx, set.SetID)
+}
+
+// statedRemote is where any node says that a shard is on the remote tier.
+func statedRemote(rank int, root catalog.Digest, parts []catalog.PartRecord) (catalog.Place, bool) {
+	for _, p := range parts {
+		for _, s := range p.Shards {
+			if s.Rank == rank && s.Root == root && s.Remote != nil {
+				return *s.Remote, true
+			}
+		}
+	}
+	return catalog.Place{}, false
 }
 
 // rawBlob reads without checking: Put checks every block against the seal

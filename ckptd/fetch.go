@@ -338,8 +338,8 @@ func (r *remoteSource) ReadRanges(ctx context.Context, shard restore.ShardRef, r
 				p = mem.at(off, n)
 			}
 			if copied := p == nil; copied {
-				if buf == nil {
-					buf = make([]byte, remoteChunk)
+				if int64(len(buf)) < n {
+					buf = make([]byte, n)
 				}
 				p = buf[:n]
 				if _, err := in.ReadAtContext(ctx, p, off); err != nil {

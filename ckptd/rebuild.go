@@ -197,6 +197,10 @@ func (n *Node) adoptRemote(ctx context.Context, id catalog.SetID, found map[stri
 	if m.Set != id {
 		return 0, fmt.Errorf("%s: %w: it is of %v", id.ManifestName(), catalog.ErrCorrupt, m.Set)
 	}
+	published := &place
+	if _, whole := n.getSmall(ctx, id.ManifestName()); !whole {
+		published = nil // the coordinator publishes it once more
+	}
 	var size int64
 	for _, s := range m.Shards {
 		if _, ok := found[id.ShardName(s.Rank)]; !ok {
@@ -206,7 +210,7 @@ func (n *Node) adoptRemote(ctx context.Context, id catalog.SetID, found map[stri
 	}
 	if err := n.cat.AdoptSet(ctx, catalog.SetRecord{
 		SetID: id, State: catalog.Committed, World: m.World, Begun: m.Created, Committed: m.Created, Level: catalog.Remote,
-		Manifest: sha256.Sum256(b), Size: size, Place: &place, Metrics: m.Metrics, Version: 1,
+		Manifest: sha256.Sum256(b), Size: size, Place: published, Metrics: m.Metrics, Version: 1,
 	}); err != nil {
 		return 0, err
 	}

@@ -96,9 +96,8 @@ func (n *Node) copyRecord(ctx context.Context, rec catalog.SetRecord) error {
 
 // publishRecord puts set.json on the remote tier unless that version is there.
 func (n *Node) publishRecord(ctx context.Context, rec catalog.SetRecord, b []byte) error {
-	old, _, err := n.remote.GetSmall(ctx, rec.RecordName())
 	var was catalog.SetRecord
-	if err == nil && json.Unmarshal(old, &was) == nil && was.Version >= rec.Version {
+	if old, whole := n.getSmall(ctx, rec.RecordName()); whole && json.Unmarshal(old, &was) == nil && was.Version >= rec.Version {
 		return nil
 	}
 	if _, err := n.putSmall(ctx, rec.Run, rec.RecordName(), b); err != nil {
@@ -124,7 +123,7 @@ func (n *Node) copyRun(ctx context.Context, run catalog.Run, remote bool) error 
 		}
 		return n.local.Put(ctx, name, b)
 	}
-	if old, _, err := n.remote.GetSmall(ctx, name); err == nil && bytes.Equal(old, b) {
+	if old, whole := n.getSmall(ctx, name); whole && bytes.Equal(old, b) {
 		return nil
 	}
 	_, err = n.putSmall(ctx, run, name, b)
@@ -139,6 +138,23 @@ func (n *Node) putSmall(ctx context.Context, run catalog.Run, name string, b []b
 		return catalog.Place{}, err
 	}
 	return n.remote.PutSmall(ctx, name, b, layout.M+1)
+}
+
+// getSmall reads a small blob. whole says that all its copies are there and no
+// older ones: a crash in the middle of putSmall may leave fewer, or both.
+func (n *Node) getSmall(ctx context.Context, name string) (b []byte, whole bool) {
+	b, _, err := n.remote.GetSmall(ctx, name)
+	if err != nil {
+		return nil, false
+	}
+	generations := 0
+	for f, err := range n.remote.Scan(ctx, name) {
+		if err != nil || len(f.Columns) < len(f.Place.Targets) {
+			return b, false
+		}
+		generations++
+	}
+	return b, generations == 1
 }
 
 // layout is how a run's shards are striped.
@@ -240,7 +256,7 @@ func (n *Node) manifest(ctx context.Context, rec catalog.SetRecord) (*catalog.Ma
 			}
 		}
 	}
-	if n.remote != nil && rec.Place != nil {
+	if n.remote != nil { // also without a place: a rebuilt record may have none yet
 		b, _, err := n.remote.GetSmall(ctx, rec.ManifestName())
 		if m, b := try(b, err); m != nil {
 			return m, b, nil
