@@ -51,14 +51,15 @@ var layers = map[string][]string{
 	"cmd/ckpt/bench": {"sdk/ckpt", "shardwriter/shardfile", "catalog/natscatalog", "sdk/wire", "catalog"},
 
 	// Helpers of tests: no program may contain them.
-	"cmd":                   nil,
-	"catalog/catalogtest":   {"catalog"},
-	"localtier/vfs/vfstest": {"localtier/vfs", "catalog"},
-	"remotetier/targettest": {"remotetier", "remotetier/stripe", "catalog"},
+	"cmd":                          nil,
+	"catalog/catalogtest":          {"catalog"},
+	"localtier/vfs/vfstest":        {"localtier/vfs", "catalog"},
+	"remotetier/targettest":        {"remotetier", "remotetier/stripe", "catalog"},
+	"remotetier/fabric/fabrictest": {"remotetier/fabric", "catalog"},
 }
 
 // testOnly are the packages that no program may contain.
-var testOnly = []string{"cmd", "catalog/catalogtest", "localtier/vfs/vfstest", "remotetier/targettest"}
+var testOnly = []string{"cmd", "catalog/catalogtest", "localtier/vfs/vfstest", "remotetier/targettest", "remotetier/fabric/fabrictest"}
 
 // foreign says which packages may import a module of somebody else, by the
 // beginning of the import path; nil: every package. The longest beginning counts.

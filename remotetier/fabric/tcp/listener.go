@@ -88,7 +88,7 @@ func (l *Listener) Close() error {
 	return err
 }
 
-// Serve answers clients until ctx ends.
+// Serve answers clients until ctx ends, or Close is called.
 func (l *Listener) Serve(ctx context.Context, h fabric.Handler) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
@@ -110,8 +110,8 @@ func (l *Listener) Serve(ctx context.Context, h fabric.Handler) error {
 				_ = c.Close()
 			}
 			return nil
-		case errors.Is(err, net.ErrClosed):
-			return err
+		case errors.Is(err, net.ErrClosed): // by Close
+			return nil
 		case err != nil: // too many open files, for one: it passes
 			select {
 			case <-ctx.Done():
@@ -208,6 +208,12 @@ type served struct {
 // next answers one frame of a client.
 func (s *served) next(ctx context.Context, idle time.Duration) error {
 	if err := s.readBy(time.Now().Add(idle)); err != nil {
+		return err
+	}
+	if _, err := s.br.Peek(1); err != nil {
+		return err
+	}
+	if err := s.readBy(time.Now().Add(s.stall)); err != nil { // who begins a frame ends it
 		return err
 	}
 	h, payload, err := readFrame(s.br, s.scratch[:])
