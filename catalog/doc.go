@@ -14,9 +14,24 @@
 //  3. Fenced: once Attach has returned a newer attempt, Begin and CheckAttempt
 //     refuse every older one with ErrFenced.
 //  4. No overwrite: a committed set's manifest root never changes.
-//  6. Prune in two phases: Tombstone first, Forget after the bytes are gone.
+//  5. Never the last copy: SafeToDrop is the one rule.
+//  6. Prune in two phases: Tombstone first, Forget after the bytes are gone. Of
+//     a reader that takes a lease and a pruner, one sees the other.
+//  9. Bounded: names, metrics, stories, launches, watches and retries have
+//     limits; a node that mirrors the catalog pays about 1 KB a set.
+//  10. Refuse early: what can never work is ErrInvalid before the store is asked.
+//  12. Hostile bytes are data: a record, seal or manifest that breaks its rules, or
+//     stands where another belongs, is ErrCorrupt.
 //
 // Decisions are made by compare-and-swap on a revision, never on a read alone.
 // Lists and Resolve read a local mirror that is first brought up to the
 // driver's head, so they show every commit that returned before they began.
+//
+// Every change can be made again: after ErrUnavailable it may have happened,
+// and the caller just calls once more. A lost answer burns no attempt and
+// commits no set twice.
+//
+// Records found on the tiers are merged, not compared by age alone: a set's
+// state only goes forward, two manifests of one name are ErrConflict, and a
+// run's policy is the one that was set last. The order of adopting is no matter.
 package catalog
