@@ -104,11 +104,12 @@ func (s *Server) giveUp(over func(*session) bool) {
 		if p.take(context.Background()) != nil {
 			continue // Background does not end
 		}
-		if !p.over && s.opt.Trace.GaveUp != nil {
-			s.opt.Trace.GaveUp(p.key)
-		}
+		open := !p.over
 		_ = s.end(p, errGivenUp) // what stays in staging is swept when the directory is opened
 		p.release()
+		if open && s.opt.Trace.GaveUp != nil {
+			s.opt.Trace.GaveUp(p.key)
+		}
 	}
 }
 
@@ -221,7 +222,7 @@ func (h *handler) enter(id uint64, key remotetier.Key, size int64) (p *put, isNe
 			return nil, false, fmt.Errorf("create %v: %w: the put is of %v", key, catalog.ErrInvalid, p.key)
 		}
 		return p, false, nil
-	case h.mu.puts >= h.opt.MaxPuts:
+	case h.mu.puts >= h.opt.MaxPuts || len(ss.puts) >= h.opt.MaxPuts+maxDone:
 		return nil, false, fmt.Errorf("create %v: %w: %d columns are being written", key, catalog.ErrUnavailable, h.mu.puts)
 	}
 	p = &put{key: key, size: size, turn: make(chan struct{}, 1), sums: new(sums)}

@@ -17,10 +17,12 @@ import (
 // served is a target in this process that can be stopped and started again.
 type served struct {
 	t      *testing.T
+	fs     vfs.FS
 	dir    string
 	name   string
 	addr   string
 	opt    target.ServerOptions
+	stall  time.Duration // of the target's network
 	server *target.Server
 	bufs   *fabric.Buffers
 	stop   func()
@@ -29,7 +31,7 @@ type served struct {
 // serve starts a target on a new directory.
 func serve(t *testing.T, name string, opt target.ServerOptions) *served {
 	t.Helper()
-	s := &served{t: t, dir: t.TempDir(), name: name, addr: "127.0.0.1:0", opt: opt}
+	s := &served{t: t, fs: vfs.OS, dir: t.TempDir(), name: name, addr: "127.0.0.1:0", opt: opt}
 	s.start()
 	t.Cleanup(func() { s.stop() })
 	return s
@@ -39,7 +41,7 @@ func serve(t *testing.T, name string, opt target.ServerOptions) *served {
 func (s *served) start() {
 	t := s.t
 	t.Helper()
-	dir, err := target.OpenDir(vfs.OS, s.dir, s.name)
+	dir, err := target.OpenDir(s.fs, s.dir, s.name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +51,7 @@ func (s *served) start() {
 	if s.server, err = target.NewServer(dir, s.opt); err != nil {
 		t.Fatal(err)
 	}
-	l, err := tcp.New(tcp.Options{Buffers: s.bufs, Stall: time.Second}).Listen(s.addr)
+	l, err := tcp.New(tcp.Options{Buffers: s.bufs, Stall: max(s.stall, time.Second)}).Listen(s.addr)
 	if err != nil {
 		t.Fatal(err)
 	}

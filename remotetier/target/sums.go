@@ -59,13 +59,17 @@ func (s *sums) bad(what string, at int64) {
 
 // header reads the geometry of a column from its first page.
 func (s *sums) header(p []byte) {
-	if string(p[:8]) != headerMagic || binary.LittleEndian.Uint32(p[8:]) != 1 {
+	if string(p[:8]) != headerMagic {
 		s.data = -1
 		return
 	}
 	s.seed = crc32.Checksum(p[:pageSize-4], castagnoli)
 	if s.seed != binary.LittleEndian.Uint32(p[pageSize-4:]) {
 		s.bad("header", 0)
+		return
+	}
+	if binary.LittleEndian.Uint32(p[8:]) != 1 { // newer than this target
+		s.data = -1
 		return
 	}
 	l := stripe.Layout{
