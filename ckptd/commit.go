@@ -282,10 +282,12 @@ func (c *coordinator) tryCommit(ctx context.Context, rec catalog.SetRecord) erro
 	if err != nil {
 		return err
 	}
-	if err := c.n.local.Put(ctx, rec.ManifestName(), b); err != nil {
+	var g errgroup.Group // here and on another node, at the same time
+	g.Go(func() error { return c.n.local.Put(ctx, rec.ManifestName(), b) })
+	nodes := append([]string{c.n.cfg.Name}, c.n.copyManifest(ctx, rec.SetID, b, parts)...)
+	if err := g.Wait(); err != nil {
 		return fmt.Errorf("manifest of %v: %w", rec.SetID, err)
 	}
-	nodes := append([]string{c.n.cfg.Name}, c.n.copyManifest(ctx, rec.SetID, b, parts)...)
 	var size int64
 	for i := range m.Shards {
 		size += m.Shards[i].Size
@@ -342,11 +344,12 @@ func (n *Node) copyManifest(ctx context.Context, id catalog.SetID, b []byte, par
 	if err != nil {
 		return nil
 	}
-	voted := func(name string) bool {
-		return slices.ContainsFunc(parts, func(p catalog.PartRecord) bool { return p.Node == name })
+	voted := make(map[string]bool, len(parts))
+	for _, p := range parts {
+		voted[p.Node] = true
 	}
 	slices.SortStableFunc(nodes, func(a, b catalog.NodeRecord) int { // nodes with shards first
-		return boolCompare(voted(b.Name), voted(a.Name))
+		return boolCompare(voted[b.Name], voted[a.Name])
 	})
 	for _, node := range nodes {
 		if node.Name == n.cfg.Name || node.Addr == "" || !n.alive(node) {
