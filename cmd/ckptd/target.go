@@ -76,6 +76,9 @@ func runTarget(ctx context.Context, s targetSettings) (err error) {
 			return fmt.Errorf("%w; give --tls-cert, --tls-key and --token-file, or --insecure", err)
 		}
 	}
+	if err := target.CheckDomain(s.Domain); err != nil {
+		return fmt.Errorf("--domain: %w", err)
+	}
 	var open opened
 	defer func() { err = errors.Join(err, open.Close()) }()
 	if opt.Buffers, err = s.buffers(); err != nil {

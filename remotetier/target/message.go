@@ -112,14 +112,14 @@ func parseGreeting(b []byte) (name, domain string, err error) {
 	m := &message{b: b}
 	name = string(m.take(int(m.u8())))
 	domain = string(m.take(int(m.u8())))
-	if m.bad = m.bad || remotetier.CheckTargetName(name) != nil || checkDomain(domain) != nil; m.bad {
+	if m.bad = m.bad || remotetier.CheckTargetName(name) != nil || CheckDomain(domain) != nil; m.bad {
 		return "", "", m.end("greeting")
 	}
 	return name, domain, m.end("greeting")
 }
 
-// checkDomain reports what is wrong with the name of a failure domain.
-func checkDomain(d string) error {
+// CheckDomain reports what is wrong with the name of a failure domain.
+func CheckDomain(d string) error {
 	if d == "" {
 		return nil
 	}

@@ -51,7 +51,7 @@ func Dial(ctx context.Context, f fabric.Fabric, addrs []string, opt RemoteOption
 			return fail(err)
 		}
 	}
-	if err := checkDomain(opt.Domain); err != nil {
+	if err := CheckDomain(opt.Domain); err != nil {
 		return fail(err)
 	}
 	r := &Remote{}

@@ -68,7 +68,7 @@ var _ fabric.Handler = (*Server)(nil)
 // NewServer makes a Server of a directory. The caller closes the Dir after
 // Serve has returned.
 func NewServer(dir *Dir, opt ServerOptions) (*Server, error) {
-	if err := checkDomain(opt.Domain); err != nil {
+	if err := CheckDomain(opt.Domain); err != nil {
 		return nil, err
 	}
 	if opt.DiskOps <= 0 {

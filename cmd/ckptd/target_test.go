@@ -1,0 +1,456 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/localtier/vfs"
+	"github.com/ckptd/ckptd/remotetier"
+	"github.com/ckptd/ckptd/remotetier/fabric/tcp"
+	"github.com/ckptd/ckptd/remotetier/stripe"
+	"github.com/ckptd/ckptd/remotetier/target"
+)
+
+// program is ckptd with args, as a process of its own: see TestMain.
+func program(args ...string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], args...)
+	cmd.Env = append(os.Environ(), asDaemon+"=1")
+	return cmd
+}
+
+// targetProcess is a running target.
+type targetProcess struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	dir  string
+	name string
+	addr string
+	more []string
+	log  sync.WaitGroup
+}
+
+func startTarget(t *testing.T, name string, more ...string) *targetProcess {
+	t.Helper()
+	p := &targetProcess{t: t, dir: filepath.Join(t.TempDir(), name), name: name, addr: "127.0.0.1:0", more: more}
+	p.start()
+	t.Cleanup(func() { p.kill() })
+	return p
+}
+
+var listens = regexp.MustCompile(`msg="target listens" addr=(\S+)`)
+
+// start runs the target, at the address it had before.
+func (p *targetProcess) start() {
+	p.t.Helper()
+	p.cmd = program(append([]string{"target", "--dir", p.dir, "--name", p.name, "--listen", p.addr}, p.more...)...)
+	out, err := p.cmd.StderrPipe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	addr := make(chan string, 1)
+	p.log.Go(func() {
+		var said []string
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			if m := listens.FindStringSubmatch(lines.Text()); m != nil {
+				addr <- m[1]
+			}
+			said = append(said, lines.Text())
+		}
+		select {
+		case addr <- "": // it ended before it listened
+			p.t.Errorf("target %s: %s", p.name, strings.Join(said, "\n"))
+		default:
+		}
+	})
+	if p.addr = <-addr; p.addr == "" {
+		p.t.FailNow()
+	}
+	addr <- "" // whoever is first
+}
+
+// kill ends the target as a power failure would, for the program.
+func (p *targetProcess) kill() {
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Kill()
+	p.log.Wait()
+	_ = p.cmd.Wait() // "signal: killed"
+	p.cmd = nil
+}
+
+// term asks the target to stop and waits until it has.
+func (p *targetProcess) term() error {
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	p.log.Wait()
+	err := p.cmd.Wait()
+	p.cmd = nil
+	return err
+}
+
+func (p *targetProcess) dial() *target.Remote {
+	p.t.Helper()
+	r, err := target.Dial(p.t.Context(), tcp.New(tcp.Options{}), []string{p.addr}, target.RemoteOptions{Name: p.name})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { _ = r.Close() })
+	return r
+}
+
+// targetCluster is a tier over n target processes.
+func targetCluster(t *testing.T, n int) ([]*targetProcess, *remotetier.Tier) {
+	t.Helper()
+	var all []*targetProcess
+	var infos []remotetier.TargetInfo
+	for i := range n {
+		p := startTarget(t, fmt.Sprintf("t%d", i))
+		all = append(all, p)
+		infos = append(infos, remotetier.TargetInfo{Target: p.dial()})
+	}
+	return all, remotetier.New(infos, remotetier.Options{})
+}
+
+func targetBytes(n int, seed byte) []byte {
+	b := vfs.AlignedBuffer((n + 4095) &^ 4095)[:n]
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(b)
+	return b
+}
+
+var layout42 = stripe.Layout{K: 4, M: 2, Unit: 256 << 10}
+
+// tellingSource tells when a part of it was read.
+type tellingSource struct {
+	*bytes.Reader
+	at   int64
+	tell func()
+	once sync.Once
+}
+
+func (s *tellingSource) ReadAt(p []byte, off int64) (int, error) {
+	if off >= s.at {
+		s.once.Do(s.tell)
+	}
+	return s.Reader.ReadAt(p, off)
+}
+
+// TestKillTwoOfEightDuringPut: the blob is written, to the six that are left,
+// every byte of it; what the dead ones had begun is gone when they are back.
+func TestKillTwoOfEightDuringPut(t *testing.T) {
+	targets, tier := targetCluster(t, 8)
+	rnd := rand.New(rand.NewPCG(1, uint64(os.Getpid())))
+	b := targetBytes(24<<20+777, 1)
+	var places []catalog.Place
+	for round := range 4 {
+		at := rnd.Int64N(int64(len(b)))
+		dead := rnd.Perm(8)[:2]
+		src := &tellingSource{Reader: bytes.NewReader(b), at: at, tell: func() {
+			for _, i := range dead {
+				targets[i].kill()
+			}
+		}}
+		place, err := tier.Put(t.Context(), fmt.Sprintf("run/%d", round), src, layout42)
+		if err != nil {
+			t.Fatalf("round %d: targets %v killed at byte %d: %v", round, dead, at, err)
+		}
+		places = append(places, place)
+		for _, p := range places { // with the two still dead
+			checkBlob(t, tier, p, b)
+		}
+		for _, i := range dead {
+			targets[i].start()
+			if left, err := os.ReadDir(filepath.Join(targets[i].dir, "staging")); err != nil || len(left) > 0 {
+				t.Errorf("round %d: staging of a target that is back holds %v, %v", round, left, err)
+			}
+		}
+		eventually(t, "all targets are back", func() error { return tier.Verify(t.Context(), place) })
+	}
+}
+
+// TestKillAnyTwoOfSixDuringRead: all pairs, killed while a reader is in the
+// middle; every byte is right.
+func TestKillAnyTwoOfSixDuringRead(t *testing.T) {
+	targets, tier := targetCluster(t, 6)
+	b := targetBytes(12<<20+333, 2)
+	place, err := tier.Put(t.Context(), "run/a", bytes.NewReader(b), layout42)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 6 {
+		for j := range i {
+			eventually(t, "all targets are back", func() error { return tier.Verify(t.Context(), place) })
+			r, err := tier.Open(t.Context(), place)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := make([]byte, len(b))
+			const step = 1 << 20
+			for off := 0; off < len(b); off += step {
+				if off == 3*step {
+					targets[i].kill()
+					targets[j].kill()
+				}
+				if _, err := r.ReadAtContext(t.Context(), got[off:min(off+step, len(b))], int64(off)); err != nil {
+					t.Fatalf("targets %d and %d killed: %v", i, j, err)
+				}
+			}
+			if !bytes.Equal(got, b) {
+				t.Errorf("targets %d and %d killed: the bytes differ", i, j)
+			}
+			if rep := r.Report(); len(rep.Missing) > 2 || len(rep.Corrupt) > 0 {
+				t.Errorf("targets %d and %d killed: %+v", i, j, rep)
+			}
+			_ = r.Close()
+			checkBlob(t, tier, place, b) // a new reader, with both dead
+			targets[i].start()
+			targets[j].start()
+		}
+	}
+}
+
+func checkBlob(t *testing.T, tier *remotetier.Tier, p catalog.Place, want []byte) {
+	t.Helper()
+	r, err := tier.Open(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got := make([]byte, len(want))
+	if _, err := r.ReadAtContext(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s: equal = %v, %v", p.Blob, bytes.Equal(got, want), err)
+	}
+}
+
+// TestPromise9MemoryOfATargetWith64Clients: at most 64 MiB and the buffers.
+func TestPromise9MemoryOfATargetWith64Clients(t *testing.T) {
+	const clients, buffers = 64, 32 << 20
+	p := startTarget(t, "t0", "--buffers", "32MiB")
+	b := targetBytes(4<<20, 3)
+	var wg sync.WaitGroup
+	for i := range clients {
+		r := p.dial()
+		wg.Go(func() {
+			k := remotetier.Key{Blob: fmt.Sprintf("run/%d", i)}
+			w, err := r.Create(t.Context(), k, int64(len(b)))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer w.Close()
+			if err := errors.Join(w.Write(t.Context(), b), w.Commit(t.Context())); err != nil {
+				t.Error(err)
+				return
+			}
+			rd, err := r.Open(t.Context(), k)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			var readers sync.WaitGroup
+			for range 4 {
+				readers.Go(func() {
+					got := make([]byte, len(b))
+					if _, err := rd.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, b) {
+						t.Errorf("client %d: %v", i, err)
+					}
+				})
+			}
+			readers.Wait()
+		})
+	}
+	wg.Wait()
+	peak := peakMemory(t, p.cmd.Process.Pid)
+	t.Logf("%d clients: the target's memory was at most %.1f MiB, %d MiB of it buffers", clients, float64(peak)/(1<<20), buffers>>20)
+	if peak > 64<<20+buffers {
+		t.Errorf("the target took %d bytes, want at most 64 MiB and %d of buffers", peak, buffers)
+	}
+}
+
+// peakMemory is the most a process had resident, in bytes.
+func peakMemory(t *testing.T, pid int) int64 {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmHWM:" {
+			kb, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return kb << 10
+		}
+	}
+	t.Fatal("no VmHWM")
+	return 0
+}
+
+func TestTargetStopsCleanly(t *testing.T) {
+	p := startTarget(t, "t0")
+	r := p.dial()
+	w, err := r.Create(t.Context(), remotetier.Key{Blob: "a"}, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Write(t.Context(), targetBytes(1<<19, 4)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.term(); err != nil {
+		t.Errorf("SIGTERM: %v", err)
+	}
+	if left, err := os.ReadDir(filepath.Join(p.dir, "staging")); err != nil || len(left) > 0 {
+		t.Errorf("staging holds %v, %v", left, err)
+	}
+	if err := w.Commit(t.Context()); !errors.Is(err, catalog.ErrUnavailable) {
+		t.Errorf("Commit = %v, want ErrUnavailable", err)
+	}
+	if name, err := targetName("", p.dir); err != nil || name != "t0" {
+		t.Errorf("the directory's name is %q, %v", name, err)
+	}
+	if _, err := targetName("", filepath.Join(t.TempDir(), "new dir")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTargetRefusesBadFlags(t *testing.T) {
+	dir := t.TempDir()
+	empty := filepath.Join(dir, "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"target"},
+		{"target", "--dir", dir},
+		{"target", "--dir", dir, "--listen", "0.0.0.0:0"},
+		{"target", "--dir", dir, "--listen", "127.0.0.1:0,10.0.0.1:0"},
+		{"target", "--dir", dir, "--listen", "127.0.0.1:0", "--token-file", empty},
+		{"target", "--dir", dir, "--listen", "127.0.0.1:0", "--buffers", "1KiB"},
+		{"target", "--dir", dir, "--listen", "127.0.0.1:0", "--name", "not a name"},
+		{"target", "--dir", dir, "--listen", "127.0.0.1:0", "--domain", "not a domain"},
+		{"target", "--dir", dir, "--listen", "127.0.0.1:0", "--tls-ca", empty},
+	} {
+		out, err := program(args...).CombinedOutput()
+		exit := new(exec.ExitError)
+		if !errors.As(err, &exit) || exit.ExitCode() != 2 {
+			t.Errorf("%q: %v, want exit code 2\n%s", args, err, out)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "target.id")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a refused target left its directory: %v", err)
+	}
+}
+
+func TestParseRemote(t *testing.T) {
+	got, err := parseRemote([]string{
+		"dir:/a", "tcp:h1:7000,name=x,domain=rack1,weight=2", "tls:h2:7000+10.0.0.2:7000", "dir:/b,name=y",
+	}, "/data")
+	want := fmt.Sprint([]remoteSpec{
+		{dir: "/a", name: "t0", weight: 1},
+		{addrs: []string{"h1:7000"}, name: "x", domain: "rack1", weight: 2},
+		{addrs: []string{"h2:7000", "10.0.0.2:7000"}, tls: true, weight: 1},
+		{dir: "/b", name: "y", weight: 1},
+	})
+	if err != nil || fmt.Sprint(got) != want {
+		t.Errorf("parseRemote = %v, %v, want %v", got, err, want)
+	}
+	if got, err := parseRemote(nil, "/data"); err != nil || len(got) != 3 || got[2].dir != "/data/targets/t2" {
+		t.Errorf("the default is %v, %v", got, err)
+	}
+	for _, bad := range []string{
+		"", "dir:", "/a", "tcp:", "tcp:h1", "tcp::7000", "tcp:h1:", "tcp:h1:1+", "udp:h:1", "dir:/a,weight=0", "dir:/a,weight=x", "dir:/a,size=3", "tcp:h:1,name=", "tcp:h:1,name=a b", "none,name=x",
+	} {
+		if _, err := parseRemote([]string{bad}, ""); !errors.Is(err, catalog.ErrInvalid) {
+			t.Errorf("--remote %q: %v, want ErrInvalid", bad, err)
+		}
+	}
+	if _, err := parseRemote([]string{"dir:/a,name=x", "tcp:h:1,name=x"}, ""); !errors.Is(err, catalog.ErrInvalid) {
+		t.Errorf("one name twice: %v", err)
+	}
+}
+
+// TestDaemonWithTargetsOverTCP: one target is away when the daemon starts, two
+// are killed during the drain and two others during a restore from the remote
+// tier; every byte is right, and the one that comes late is used.
+func TestDaemonWithTargetsOverTCP(t *testing.T) {
+	var targets []*targetProcess
+	flags := []string{"--layout", "4+2", "--unit", "64KiB"}
+	for i := range 9 {
+		p := startTarget(t, fmt.Sprintf("t%d", i), "--domain", fmt.Sprintf("rack%d", i))
+		targets = append(targets, p)
+		flags = append(flags, "--remote", fmt.Sprintf("tcp:%s,name=%s", p.addr, p.name))
+	}
+	targets[8].kill()
+	d := newDaemon(t, "n1", flags...).start()
+	c := d.dial()
+	trouble := func() string {
+		s, err := c.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(s.Trouble, "; ")
+	}
+	if got := trouble(); !strings.Contains(got, "target t8") {
+		t.Errorf("a target is away, and the trouble is %q", got)
+	}
+	if n, err := c.Attach(t.Context(), "run", "launch", 1); err != nil || n != 1 {
+		t.Fatalf("Attach = %d, %v", n, err)
+	}
+	for step := int64(1); step <= 3; step++ {
+		if _, err := save(t.Context(), c, "run", step, 1, 0, 1, 6<<20); err != nil {
+			t.Fatal(err)
+		}
+		if step == 2 { // during the drain
+			targets[0].kill()
+			targets[1].kill()
+		}
+	}
+	mustWait(t, c, "run@3", catalog.Remote)
+	mustWait(t, c, "run@2", catalog.Remote)
+	for step := range 3 {
+		mustLoad(t, c, fmt.Sprintf("run@%d", step+1), "remote")
+	}
+	targets[0].start()
+	targets[1].start()
+	targets[8].start()
+	eventually(t, "the targets are used again", func() error {
+		if got := trouble(); strings.Contains(got, "target t") {
+			return errors.New(got)
+		}
+		return nil
+	})
+	var wg sync.WaitGroup // a restore, in the middle of which two are killed
+	started := make(chan struct{})
+	wg.Go(func() {
+		for i := range 6 {
+			if i == 1 {
+				close(started)
+			}
+			mustLoad(t, c, "run@1", "remote")
+			mustLoad(t, c, "run@3", "remote")
+		}
+	})
+	<-started
+	targets[2].kill()
+	targets[3].kill()
+	wg.Wait()
+}
