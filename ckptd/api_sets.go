@@ -2,6 +2,7 @@ package ckptd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -104,6 +105,9 @@ func (n *Node) getSet(ctx context.Context, c *app.RequestContext) error {
 	}
 	d := wire.SetDetail{Set: wire.SetOf(&rec), Place: rec.Place, Shards: []wire.Shard{}}
 	parts, err := n.cat.Parts(ctx, rec.SetID)
+	if errors.Is(err, catalog.ErrUnavailable) && rec.State == catalog.Committed {
+		parts, err = n.parts(ctx, rec) // what is known here is enough to load it
+	}
 	if err != nil {
 		return err
 	}
@@ -111,7 +115,7 @@ func (n *Node) getSet(ctx context.Context, c *app.RequestContext) error {
 	if rec.State == catalog.Writing {
 		d.Missing = catalog.MissingRanks(rec.World, parts)
 	}
-	if d.Events, err = n.cat.Events(ctx, rec.SetID); err != nil {
+	if d.Events, err = n.cat.Events(ctx, rec.SetID); err != nil && !errors.Is(err, catalog.ErrUnavailable) {
 		return err
 	}
 	if c.Query("tensors") == "true" && rec.State == catalog.Committed {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -275,7 +276,9 @@ func TestDiskFaults(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			for n := 1; ; n++ {
+			first, step := stride(t, 2)
+			tried := 0
+			for n := first; ; n += step {
 				fsys, records, parts := vfstest.New(vfstest.Options{}), catalogtest.Mem(), catalogtest.Mem()
 				hit := ""
 				var mu sync.Mutex
@@ -296,12 +299,24 @@ func TestDiskFaults(t *testing.T) {
 				over := hit == ""
 				mu.Unlock()
 				if over {
-					t.Logf("%d operations failed in turn", n-1)
+					t.Logf("%d operations failed in turn", tried)
 					return
 				}
+				tried++
 			}
 		})
 	}
+}
+
+// stride is which operations a test tries: every one with CKPTD_CRASH_KILLS
+// set, as make crash does; otherwise each run others, one of every few.
+func stride(t *testing.T, few int) (first, step int) {
+	if os.Getenv("CKPTD_CRASH_KILLS") != "" {
+		return 1, 1
+	}
+	first = 1 + rand.Intn(few)
+	t.Logf("from operation %d, every %d", first, few)
+	return first, few
 }
 
 // faulty tells the story over a file system or a catalog that fails once, and

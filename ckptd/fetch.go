@@ -146,15 +146,41 @@ type location struct {
 	bad   []string             // copies that failed a check, and why
 }
 
-// locate asks the catalog where a shard is; with the catalog away it answers
-// from what this node knows of its own.
-func (n *Node) locate(ctx context.Context, rec catalog.SetRecord, rank int) (location, error) {
+// parts reads what the nodes state about a committed set. With the catalog
+// away it answers from what this node knows: its own statement, and, for the
+// other ranks, the node that the manifest says they were saved on.
+func (n *Node) parts(ctx context.Context, rec catalog.SetRecord) ([]catalog.PartRecord, error) {
 	parts, err := n.cat.Parts(ctx, rec.SetID)
-	if errors.Is(err, catalog.ErrUnavailable) {
-		if w, ok := n.inv.get(rec.SetID); ok && w.part != nil {
-			parts, err = []catalog.PartRecord{*w.part}, nil
+	if !errors.Is(err, catalog.ErrUnavailable) {
+		return parts, err
+	}
+	own := make(map[int]bool)
+	parts = nil
+	if w, ok := n.inv.get(rec.SetID); ok && w.part != nil {
+		parts = append(parts, *w.part)
+		for _, s := range w.part.Shards {
+			own[s.Rank] = true
 		}
 	}
+	m, _, merr := n.manifest(ctx, rec)
+	if merr != nil && len(parts) == 0 {
+		return nil, errors.Join(err, merr)
+	} else if merr != nil {
+		return parts, nil
+	}
+	for _, s := range m.Shards {
+		if !own[s.Rank] {
+			parts = append(parts, catalog.PartRecord{Set: rec.SetID, Node: s.Node, Shards: []catalog.PartShard{
+				{Rank: s.Rank, Size: s.Size, Root: s.Root, Durable: m.Created, Local: true},
+			}})
+		}
+	}
+	return parts, nil
+}
+
+// locate finds the copies of a shard.
+func (n *Node) locate(ctx context.Context, rec catalog.SetRecord, rank int) (location, error) {
+	parts, err := n.parts(ctx, rec)
 	if err != nil {
 		return location{}, err
 	}

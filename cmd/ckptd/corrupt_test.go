@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"io"
 	"os"
 	"strings"
 	"testing"
@@ -12,14 +11,13 @@ import (
 	"github.com/ckptd/ckptd/sdk/wire"
 )
 
-var errEOF = io.EOF
-
-func wireHint(err error) (string, bool) {
+// hint is the advice that came with an error.
+func hint(err error) string {
 	var e *wire.Error
 	if errors.As(err, &e) {
-		return e.Hint, true
+		return e.Hint
 	}
-	return "", false
+	return ""
 }
 
 // corruptible is one daemon with two verified sets of one rank, 2+1 columns.
@@ -50,6 +48,7 @@ func corruptible(t *testing.T) (*daemon, *ckpt.Client) {
 // TestStoryCorruptLocal: one bad block on the disk: the load falls through to
 // the targets, the copy is put aside, and `why` tells.
 func TestStoryCorruptLocal(t *testing.T) {
+	t.Parallel()
 	d, c := corruptible(t)
 	flip(t, shardFile(t, d, "job@1#1", 0), 1<<20+17)
 	mustLoad(t, c, "job@1")
@@ -68,6 +67,7 @@ func TestStoryCorruptLocal(t *testing.T) {
 // TestStoryCorruptColumns: m columns are bad or gone: the bytes are right, and
 // what is missing is named.
 func TestStoryCorruptColumns(t *testing.T) {
+	t.Parallel()
 	d, c := corruptible(t)
 	flip(t, columns(t, d, "job@1#1", 0)[0], 4096+70_000)
 	if err := os.Remove(columns(t, d, "job@0#1", 0)[1]); err != nil {
@@ -96,6 +96,7 @@ func TestStoryCorruptColumns(t *testing.T) {
 // TestStoryNoGoodCopy: both copies of a set are bad: the load fails and offers
 // the next older one, which loads.
 func TestStoryNoGoodCopy(t *testing.T) {
+	t.Parallel()
 	d, c := corruptible(t)
 	flip(t, shardFile(t, d, "job@1#1", 0), 1<<20+17)
 	for _, col := range columns(t, d, "job@1#1", 0)[:2] { // more than m

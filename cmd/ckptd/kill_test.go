@@ -151,6 +151,7 @@ func (tr *trainer) kill() {
 // commits, everything listed loads and matches, nothing else is listed, and
 // what was removed stays so.
 func TestKill9(t *testing.T) {
+	t.Parallel()
 	kills := 20
 	if s := os.Getenv("CKPTD_CRASH_KILLS"); s != "" {
 		var err error

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 
 // TestStoryCluster: three daemons, one NATS, eight ranks over them.
 func TestStoryCluster(t *testing.T) {
+	t.Parallel()
 	k := startTrio(t)
 	ctx := t.Context()
 	one := k.attach("job", "launch 1")
@@ -53,6 +55,7 @@ func TestStoryCluster(t *testing.T) {
 	}
 	for i := range k.nodes {
 		mustLoad(t, k.c[i], "job@10")
+		fromPeer(t, k.c[i], "job@10", (i+1)%3)
 	}
 	k.wait("job@10#1", catalog.Verified)
 
@@ -101,6 +104,24 @@ func TestStoryCluster(t *testing.T) {
 	mustLoad(t, k.c[1], "job@10#2")
 }
 
+// fromPeer reads a shard that another node has, from that node alone.
+func fromPeer(t *testing.T, c *ckpt.Client, ref string, rank int) {
+	t.Helper()
+	r, err := c.Open(t.Context(), ref, ckpt.From("peer"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p := make([]byte, r.Manifest().Shards[rank].Size)
+	if err := r.ReadShard(t.Context(), rank, p); err != nil {
+		t.Errorf("%s rank %d from a peer: %v", ref, rank, err)
+	}
+	w := r.Manifest().Shards[rank].Tensors[0]
+	if !bytes.Equal(p[w.Offset:], content(r.ID().Step, r.ID().Attempt, rank, int(w.Size))) {
+		t.Errorf("%s rank %d from a peer: other bytes came back", ref, rank)
+	}
+}
+
 // gate is data that lets something happen before its first byte is read.
 type gate struct {
 	b    []byte
@@ -114,7 +135,7 @@ func (g *gate) Read(p []byte) (int, error) {
 	}
 	n := copy(p, g.b)
 	if g.b = g.b[n:]; n == 0 {
-		return 0, errEOF
+		return 0, io.EOF
 	}
 	return n, nil
 }
@@ -122,6 +143,7 @@ func (g *gate) Read(p []byte) (int, error) {
 // TestStoryCoordinatorDies: between the votes and the commit the coordinator
 // is killed; another commits, once.
 func TestStoryCoordinatorDies(t *testing.T) {
+	t.Parallel()
 	k := startTrio(t)
 	one := k.attach("job", "launch 1")
 	lead := k.leader()
@@ -163,6 +185,7 @@ func TestStoryCoordinatorDies(t *testing.T) {
 // TestStoryNodeLost: a node is lost for good after the drain, and a new one
 // takes over its targets.
 func TestStoryNodeLost(t *testing.T) {
+	t.Parallel()
 	k := startTrio(t)
 	one := k.attach("job", "launch 1")
 	k.save("job", 1, one)
@@ -185,6 +208,7 @@ func TestStoryNodeLost(t *testing.T) {
 // TestStoryCatalogAway: NATS is gone during the saves. They go on to the
 // disks, and the votes come when it is back, also over a restart of a daemon.
 func TestStoryCatalogAway(t *testing.T) {
+	t.Parallel()
 	k := startTrio(t)
 	one := k.attach("job", "launch 1")
 	k.save("job", 1, one)
@@ -200,7 +224,9 @@ func TestStoryCatalogAway(t *testing.T) {
 		return nil
 	})
 	k.mustNotList("job", 2)
-	mustLoad(t, k.c[0], "job@1") // what was there loads meanwhile
+	for i := range k.nodes { // what was there loads meanwhile, from disks and peers
+		mustLoad(t, k.c[i], "job@1")
+	}
 	k.natsUp()
 	k.wait("job@2#1", catalog.Local)
 	mustLoad(t, k.c[1], "job@2")
@@ -241,6 +267,7 @@ func TestStoryCatalogAway(t *testing.T) {
 // TestStoryRebuild: the catalog's store is removed, and the tiers give the
 // same list again.
 func TestStoryRebuild(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t, "n1").start()
 	c, ctx := d.dial(), t.Context()
 	one, err := c.Attach(ctx, "job", "launch 1", 2)
@@ -328,6 +355,7 @@ func TestStoryRebuild(t *testing.T) {
 // TestStorySecondDaemon: one data directory, two daemons: the second refuses
 // to start, and the first does not notice.
 func TestStorySecondDaemon(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t, "n1").start()
 	second := newDaemon(t, "n2")
 	second.flags = append(second.flags, "--data", filepath.Join(d.dir, "data"))
@@ -346,6 +374,7 @@ func TestStorySecondDaemon(t *testing.T) {
 // TestStoryNoSpace: what does not fit is refused before a byte moves, with
 // advice; pruning makes room.
 func TestStoryNoSpace(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t, "n1", "--quota", "10MiB", "--remote", "none", "--grace", "1ms").start()
 	c, ctx := d.dial(), t.Context()
 	one, err := c.Attach(ctx, "job", "launch 1", 1)
@@ -385,6 +414,7 @@ func TestStoryNoSpace(t *testing.T) {
 // TestStoryPrune: pins, leases and the newest stay; a dry run says exactly
 // what the real one does.
 func TestStoryPrune(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t, "n1", "--grace", "1ms").start()
 	c, ctx := d.dial(), t.Context()
 	one, err := c.Attach(ctx, "job", "launch 1", 1)
@@ -455,18 +485,4 @@ func TestStoryPrune(t *testing.T) {
 	}
 	mustLoad(t, c, "job@1")
 	mustLoad(t, c, "job@latest")
-}
-
-// hint is the advice that came with an error.
-func hint(err error) string {
-	var e interface{ Unwrap() error }
-	for errors.As(err, &e) {
-		if h, ok := wireHint(err); ok {
-			return h
-		}
-		if err = e.Unwrap(); err == nil {
-			break
-		}
-	}
-	return ""
 }
