@@ -49,6 +49,9 @@ func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
 	if err != nil {
 		s.Trouble = append(s.Trouble, err.Error())
 	}
+	if bad := n.cat.Damaged(); len(bad) > 0 {
+		s.Trouble = append(s.Trouble, fmt.Sprintf("catalog: %d records cannot be read, the first is %s; `ckpt catalog rebuild` writes them anew", len(bad), bad[0]))
+	}
 	s.Backlog.Votes = len(n.inv.unstated())
 	for _, j := range n.drainPlan() {
 		if j.verify {

@@ -198,21 +198,22 @@ func (n *Node) begun(ctx context.Context, id catalog.SetID, shards []held) ([]he
 	return keep, nil
 }
 
-// belongs says whether a shard found here is one of a committed set's.
+// belongs says whether a shard found here is one of a committed set's. The
+// manifest decides; votes only where it is out of reach, because a vote can
+// still be added to a set that is committed.
 func (n *Node) belongs(ctx context.Context, rec catalog.SetRecord, s held) (bool, error) {
+	m, _, merr := n.manifest(ctx, rec)
+	if merr == nil {
+		return s.rank < len(m.Shards) && m.Shards[s.rank].Root == s.root, nil
+	}
 	parts, err := n.cat.Parts(ctx, rec.SetID)
 	if err != nil {
 		return false, err
 	}
-	votes := catalog.Votes(rec.World, parts)
-	if s.rank < len(votes) && votes[s.rank].Shard != nil {
+	if votes := catalog.Votes(rec.World, parts); s.rank < len(votes) && votes[s.rank].Shard != nil {
 		return votes[s.rank].Shard.Root == s.root, nil
 	}
-	m, _, err := n.manifest(ctx, rec)
-	if err != nil {
-		return false, err
-	}
-	return s.rank < len(m.Shards) && m.Shards[s.rank].Root == s.root, nil
+	return false, merr
 }
 
 // dropLocal removes a shard's bytes from this node.

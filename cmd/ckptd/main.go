@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -18,6 +19,12 @@ import (
 var version = "dev"
 
 func main() {
+	// A write that bypasses the page cache holds its processor slot of the Go
+	// scheduler until the disk has answered. On a small machine, or a small CPU
+	// quota, a few of them would keep sessions waiting.
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(8, runtime.GOMAXPROCS(0)))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := &cobra.Command{
