@@ -104,6 +104,10 @@ func (n *Node) getSet(ctx context.Context, c *app.RequestContext) error {
 		return err
 	}
 	d := wire.SetDetail{Set: wire.SetOf(&rec), Place: rec.Place, Shards: []wire.Shard{}}
+	if c.Query("brief") == "true" { // nothing but the record, which the mirror has
+		d.Events = []catalog.Event{}
+		return reply(c, d)
+	}
 	parts, err := n.cat.Parts(ctx, rec.SetID)
 	if errors.Is(err, catalog.ErrUnavailable) && rec.State == catalog.Committed {
 		parts, err = n.parts(ctx, rec) // what is known here is enough to load it

@@ -53,6 +53,16 @@ func (c *Client) Set(ctx context.Context, ref string, tensors bool) (*wire.SetDe
 	return get[wire.SetDetail](ctx, c, "/v1/set", url.Values{"ref": {ref}, "tensors": {strconv.FormatBool(tensors)}})
 }
 
+// Resolve tells which set a reference names, and its state: Set without the
+// shards and the story, which take longer to find.
+func (c *Client) Resolve(ctx context.Context, ref string) (*wire.Set, error) {
+	d, err := get[wire.SetDetail](ctx, c, "/v1/set", url.Values{"ref": {ref}, "brief": {"true"}})
+	if err != nil {
+		return nil, err
+	}
+	return &d.Set, nil
+}
+
 // Manifest gives the list of a set's shards and tensors.
 func (c *Client) Manifest(ctx context.Context, ref string) (*catalog.Manifest, error) {
 	b, err := c.ManifestBytes(ctx, ref)

@@ -87,7 +87,7 @@ func (c *Client) open(ctx context.Context, ref string, opts []OpenOption) (*Read
 	default:
 		return nil, fmt.Errorf("tier %q: %w: want local, peer or remote", r.opt.from, catalog.ErrInvalid)
 	}
-	set, err := c.Set(ctx, ref, false)
+	set, err := c.Resolve(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
