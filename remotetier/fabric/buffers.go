@@ -3,7 +3,8 @@ package fabric
 import (
 	"context"
 	"fmt"
-	"sync/atomic"
+	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -21,9 +22,14 @@ const (
 // are taken from the system when they are first used.
 type Buffers struct {
 	arena []byte
-	free  chan *Buffer // FIFO for those who wait
 	size  int
-	wait  atomic.Int64
+	count int
+
+	mu struct {
+		sync.Mutex
+		free  []*Buffer      // the last one was used last: it is in the cache
+		queue []chan *Buffer // who waits, first come first
+	}
 }
 
 // Buffer is one piece, lent.
@@ -51,9 +57,10 @@ func NewBuffers(total, size int64) (*Buffers, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes of buffers: %w", n*size, err)
 	}
-	b := &Buffers{arena: arena, free: make(chan *Buffer, n), size: int(size)}
+	_ = unix.Madvise(arena, unix.MADV_HUGEPAGE) // where there are none, small ones do
+	b := &Buffers{arena: arena, size: int(size), count: int(n)}
 	for i := range n {
-		b.free <- &Buffer{Bytes: arena[i*size:][:size:size], from: b}
+		b.mu.free = append(b.mu.free, &Buffer{Bytes: arena[i*size:][:size:size], from: b})
 	}
 	return b, nil
 }
@@ -64,40 +71,71 @@ func (b *Buffers) Size() int { return b.size }
 // Arena is the memory of all of them.
 func (b *Buffers) Arena() []byte { return b.arena }
 
-// Free says how many are not lent, and Waiting how many callers wait for one.
-func (b *Buffers) Free() int      { return len(b.free) }
-func (b *Buffers) Waiting() int64 { return b.wait.Load() }
+// Free says how many are not lent.
+func (b *Buffers) Free() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.mu.free)
+}
 
-// Get lends a piece, when there is one.
+// Waiting is the number of callers of Get that wait.
+func (b *Buffers) Waiting() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.mu.queue)
+}
+
+// Get lends a piece, when there is one; who came first gets it first.
 func (b *Buffers) Get(ctx context.Context) (*Buffer, error) {
-	select {
-	case p := <-b.free:
+	b.mu.Lock()
+	if n := len(b.mu.free); n > 0 {
+		p := b.mu.free[n-1]
+		b.mu.free = b.mu.free[:n-1]
+		b.mu.Unlock()
 		return p, nil
-	default:
 	}
-	b.wait.Add(1)
-	defer b.wait.Add(-1)
+	ready := make(chan *Buffer, 1)
+	b.mu.queue = append(b.mu.queue, ready)
+	b.mu.Unlock()
 	select {
-	case p := <-b.free:
+	case p := <-ready:
 		return p, nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
 	}
+	b.mu.Lock()
+	i := slices.Index(b.mu.queue, ready)
+	if i >= 0 {
+		b.mu.queue = slices.Delete(b.mu.queue, i, i+1)
+	}
+	b.mu.Unlock()
+	if i < 0 { // it came in the same moment
+		(<-ready).Release()
+	}
+	return nil, ctx.Err()
 }
 
 // Release gives a Buffer back. It is called once.
 func (p *Buffer) Release() {
-	select {
-	case p.from.free <- p:
-	default:
+	b := p.from
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.mu.queue) > 0 {
+		b.mu.queue[0] <- p // has room for it
+		b.mu.queue = slices.Delete(b.mu.queue, 0, 1)
+		return
+	}
+	if len(b.mu.free) == b.count {
 		panic("fabric: a Buffer was released twice")
 	}
+	b.mu.free = append(b.mu.free, p)
 }
 
 // Close unmaps the memory. Every Buffer must be back.
 func (b *Buffers) Close() error {
-	if len(b.free) != cap(b.free) {
-		return fmt.Errorf("close buffers: %w: %d are still lent", catalog.ErrConflict, cap(b.free)-len(b.free))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.mu.free) != b.count {
+		return fmt.Errorf("close buffers: %w: %d are still lent", catalog.ErrConflict, b.count-len(b.mu.free))
 	}
 	arena := b.arena
 	b.arena = nil

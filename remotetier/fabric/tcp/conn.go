@@ -129,7 +129,7 @@ func (c *conn) finish(op *fabric.Op, number uint32) error {
 			if int64(h.length) > int64(len(op.In)-pushed) {
 				return corrupt("%d bytes pushed, %d have room", h.length, len(op.In)-pushed)
 			}
-			if _, err := io.ReadFull(c.br, op.In[pushed:][:h.length]); err != nil {
+			if err := c.readBulk(op.In[pushed:][:h.length]); err != nil {
 				return noEOF(err)
 			}
 			pushed += int(h.length)

@@ -141,8 +141,7 @@ func (x *exchange) pull(p []byte) error {
 	if h.kind != frameData || h.number != x.number || int64(h.length) != int64(len(p)) {
 		return corrupt("type %d with %d bytes for a credit of %d", h.kind, h.length, len(p))
 	}
-	_, err = io.ReadFull(x.br, p)
-	return err
+	return x.readBulk(p)
 }
 
 // Push sends p.
@@ -227,11 +226,6 @@ func readError(at int64, err error) error {
 		return fmt.Errorf("the file ends at %d: %w", at, catalog.ErrCorrupt)
 	}
 	return fmt.Errorf("read at %d: %w", at, err)
-}
-
-// rawConn is what syscall.RawConn has of use here.
-type rawConn interface {
-	Write(f func(fd uintptr) (done bool)) error
 }
 
 // sendFile writes one DATA frame of a file's bytes. What cannot be read is

@@ -158,11 +158,6 @@ func (l *Listener) serve(ctx context.Context, raw net.Conn, h fabric.Handler) {
 	h.Join(session)
 	defer h.Leave(session)
 	s := &served{wire: w, h: h, session: session, bufs: l.bufs}
-	if w.tcp != nil {
-		if s.raw, err = w.tcp.SyscallConn(); err != nil {
-			return
-		}
-	}
 	for s.next(ctx, l.opt.Idle) == nil {
 	}
 }
@@ -200,7 +195,6 @@ type served struct {
 	h       fabric.Handler
 	session fabric.Session
 	bufs    *fabric.Buffers
-	raw     rawConn // nil: TLS
 	number  uint32
 	scratch [scratchSize]byte
 }

@@ -3,16 +3,20 @@ package tcp
 import (
 	"bufio"
 	"context"
+	"io"
 	"net"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // wire is a connection that gives up when nothing moves for the stall limit,
 // or when it is killed.
 type wire struct {
 	net.Conn
-	tcp   *net.TCPConn // nil: TLS, or not TCP at all
+	raw   syscall.RawConn // nil: TLS, or not TCP at all
 	br    *bufio.Reader
 	stall time.Duration
 	dead  atomic.Bool
@@ -22,7 +26,11 @@ type wire struct {
 
 func newWire(c net.Conn, stall time.Duration) *wire {
 	w := &wire{Conn: c, stall: stall}
-	w.tcp, _ = c.(*net.TCPConn)
+	if t, ok := c.(*net.TCPConn); ok {
+		if raw, err := t.SyscallConn(); err == nil {
+			w.raw = raw
+		}
+	}
 	w.br = bufio.NewReaderSize(readDeadline{w}, 4096)
 	return w
 }
@@ -103,6 +111,32 @@ func (w *wire) writeBoth(head, p []byte) error {
 	return err
 }
 
+// lowWater is how many bytes at least wake a reader that waits for many: fewer
+// wakings cost less than more overlap gains.
+const lowWater = 256 << 10
+
+// readBulk fills p.
+func (w *wire) readBulk(p []byte) error {
+	n := 0
+	if w.raw != nil && len(p) >= 2*lowWater {
+		w.wakeAt(lowWater)
+		var err error
+		n, err = io.ReadAtLeast(w.br, p, len(p)-lowWater)
+		w.wakeAt(1)
+		if err != nil {
+			return err
+		}
+	}
+	_, err := io.ReadFull(w.br, p[n:])
+	return err
+}
+
+// wakeAt sets how many bytes make the connection readable. A system without
+// that wakes earlier.
+func (w *wire) wakeAt(n int) {
+	_ = w.raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
+}
+
 var past = time.Unix(1, 0)
 
 // kill ends reads and writes, now and later.
@@ -115,11 +149,4 @@ func (w *wire) kill() {
 // whether it did not.
 func (w *wire) during(ctx context.Context) (stop func() bool) {
 	return context.AfterFunc(ctx, w.kill)
-}
-
-// tune sets what the fabric wants of a connection.
-func tune(c net.Conn) {
-	if t, ok := c.(*net.TCPConn); ok {
-		_ = t.SetNoDelay(true) // the default, said aloud; a connection without it works
-	}
 }
