@@ -4,14 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 )
 
 // collectOnce removes the bytes of pruned and aborted sets: the second phase.
-// Every node removes its own; the coordinator removes the remote copies and,
-// when nothing is left, the records.
+// Every node removes its own, here and on the targets; the coordinator, when
+// nothing is left, the records.
 func (n *Node) collectOnce(ctx context.Context) error {
 	var errs []error
 	for _, set := range n.cat.KnownWhere("", func(s *catalog.SetRecord) bool { return planCollect(s, n.cfg.Grace, time.Now()) }) {
@@ -41,10 +43,20 @@ func (n *Node) collectSet(ctx context.Context, id catalog.SetID) error {
 	if err != nil || len(holders) > 0 {
 		return err // the reader is let finish
 	}
+	leads := n.leader() == n.cfg.Name
+	own, err := n.cat.Part(ctx, id, n.cfg.Name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if leads || slices.ContainsFunc(own.Shards, states) {
+		if err := n.collectRemote(ctx, id); err != nil {
+			return err
+		}
+	}
 	if err := n.collectLocal(ctx, id); err != nil {
 		return err
 	}
-	if n.leader() != n.cfg.Name {
+	if !leads {
 		return nil
 	}
 	parts, err := n.cat.Parts(ctx, id)
@@ -52,23 +64,8 @@ func (n *Node) collectSet(ctx context.Context, id catalog.SetID) error {
 		return err
 	}
 	for _, p := range parts {
-		for _, s := range p.Shards {
-			if s.Local {
-				return n.awaitNode(ctx, id, p.Node)
-			}
-		}
-	}
-	if n.remote != nil {
-		none := func(uint64) bool { return false }
-		for rank := range rec.World {
-			if err := n.remote.Remove(ctx, id.ShardName(rank), none); err != nil {
-				return err
-			}
-		}
-		for _, name := range []string{id.ManifestName(), id.RecordName()} {
-			if err := n.remote.Remove(ctx, name, none); err != nil {
-				return err
-			}
+		if p.Node != n.cfg.Name && slices.ContainsFunc(p.Shards, states) {
+			return n.awaitNode(ctx, id, p.Node)
 		}
 	}
 	if err := n.cat.Forget(ctx, id); err != nil {
@@ -77,6 +74,23 @@ func (n *Node) collectSet(ctx context.Context, id catalog.SetID) error {
 	n.inv.forget(id)
 	n.log.Info("collected", "set", id.String())
 	return nil
+}
+
+// states says that a node still answers for bytes.
+func states(s catalog.PartShard) bool { return s.Local || s.Remote != nil }
+
+// collectRemote removes every column of a set from the targets that this node
+// reaches; not every node need reach all. The record goes last: whoever finds
+// columns without a catalog must be told that they are garbage.
+func (n *Node) collectRemote(ctx context.Context, id catalog.SetID) error {
+	if n.remote == nil {
+		return nil
+	}
+	dir, _, _ := cutLast(id.RecordName())
+	if _, err := n.remote.Sweep(ctx, dir, func(blob string, _ uint64) bool { return blob == id.RecordName() }); err != nil {
+		return err
+	}
+	return n.remote.Remove(ctx, id.RecordName(), nil)
 }
 
 // collectLocal removes what this node holds of a set, shards before the record
@@ -94,13 +108,11 @@ func (n *Node) collectLocal(ctx context.Context, id catalog.SetID) error {
 		}
 	}
 	_, err := n.cat.UpdatePart(ctx, id, n.cfg.Name, func(p *catalog.PartRecord) error {
-		changed := false
-		for i := range p.Shards {
-			changed = changed || p.Shards[i].Local
-			p.Shards[i].Local = false
-		}
-		if !changed {
+		if !slices.ContainsFunc(p.Shards, states) {
 			return catalog.ErrSame
+		}
+		for i := range p.Shards {
+			p.Shards[i].Local, p.Shards[i].Remote = false, nil
 		}
 		return nil
 	})
@@ -123,7 +135,7 @@ func (n *Node) awaitNode(ctx context.Context, id catalog.SetID, name string) err
 	}
 	_, err = n.cat.UpdatePart(ctx, id, name, func(p *catalog.PartRecord) error {
 		for i := range p.Shards {
-			p.Shards[i].Local = false
+			p.Shards[i].Local, p.Shards[i].Remote = false, nil
 		}
 		return nil
 	})

@@ -53,6 +53,9 @@ func (n *Node) drainOnce(ctx context.Context) error {
 	if n.remote == nil {
 		return nil
 	}
+	if err := n.recall(ctx); err != nil {
+		return err
+	}
 	type key struct {
 		id   catalog.SetID
 		rank int
@@ -84,6 +87,33 @@ func (n *Node) drainOnce(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// recall reads, once after a start, what this node stated about sets of which
+// it has no shard any more: their remote copies may still have to be read back.
+func (n *Node) recall(ctx context.Context) error {
+	if n.recalled.Load() {
+		return nil
+	}
+	if err := n.cat.Sync(ctx); err != nil {
+		return err
+	}
+	for _, s := range n.cat.KnownWhere("", func(s *catalog.SetRecord) bool {
+		return s.State == catalog.Committed && s.Level < catalog.Verified
+	}) {
+		if w, ok := n.inv.get(s.SetID); ok && w.part != nil {
+			continue
+		}
+		part, err := n.cat.Part(ctx, s.SetID, n.cfg.Name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		n.inv.setPart(s.SetID, part)
+	}
+	n.recalled.Store(true)
+	return nil
 }
 
 func (n *Node) drainPlan() []drainJob {

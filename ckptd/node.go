@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -115,6 +116,7 @@ type Node struct {
 		sync.Mutex
 		of map[restore.ShardRef]int
 	}
+	recalled atomic.Bool   // see recall
 	targets  int           // of the remote tier
 	stopping chan struct{} // closed when Run ends: long answers end
 }
