@@ -394,11 +394,15 @@ func (d deaf) Write(p []byte) (int, error) {
 	return d.Writer.Write(p)
 }
 
-func (p *proxy) limit(n int64, silent bool) {
+// cut sets how many bytes of a client each connection carries, and whether it
+// then falls silent.
+func (p *proxy) cut(bytes func() int64, silent bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mu.bytes, p.mu.silent = func() int64 { return n }, silent
+	p.mu.bytes, p.mu.silent = bytes, silent
 }
+
+func (p *proxy) limit(n int64, silent bool) { p.cut(func() int64 { return n }, silent) }
 
 // TestPromise4CutAnywhere: connections that break at random places give whole
 // columns or none, and what was acknowledged is there.
@@ -406,7 +410,7 @@ func TestPromise4CutAnywhere(t *testing.T) {
 	s := serve(t, "t0", target.ServerOptions{})
 	p := newProxy(t, s.addr)
 	rnd := rand.New(rand.NewPCG(1, 2))
-	p.mu.bytes = func() int64 { return rnd.Int64N(1_500_000) }
+	p.cut(func() int64 { return rnd.Int64N(1_500_000) }, false)
 	r := s.dial(tcp.Options{}, p.addr, s.addr) // every second connection is good
 	direct := s.dial(tcp.Options{})
 	good := 0

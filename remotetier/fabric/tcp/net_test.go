@@ -57,7 +57,7 @@ func authority(t *testing.T, mutual bool) *tls.Config {
 func TestFabricWithMutualTLS(t *testing.T) {
 	conf := authority(t, true)
 	fabrictest.Run(t, "127.0.0.1:0", func(t *testing.T) fabric.Fabric {
-		return tcp.New(tcp.Options{TLS: conf, Token: "s3cret", Stall: 2 * time.Second})
+		return tcp.New(tcp.Options{TLS: conf, Token: "s3cret", Stall: time.Second})
 	})
 }
 
