@@ -70,12 +70,27 @@ func newDaemon(t testing.TB, name string, flags ...string) *daemon {
 		"--arena", "32MiB", "--arena-dir", arena, "--log-level", "debug"}, flags...)
 	t.Cleanup(func() {
 		d.kill()
+		d.mustBeSane()
 		if t.Failed() {
 			t.Logf("the end of the log of %s:\n%s", name, d.tail(40))
 		}
 		_ = errors.Join(os.RemoveAll(arena), os.RemoveAll(short), d.log.Close())
 	})
 	return d
+}
+
+// mustBeSane looks for what a daemon that was killed could not say with its
+// exit code.
+func (d *daemon) mustBeSane() {
+	b, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		d.t.Error(err)
+	}
+	for _, bad := range []string{"DATA RACE", "panic: ", "handler panicked", "fatal error: "} {
+		if i := bytes.Index(b, []byte(bad)); i >= 0 {
+			d.t.Errorf("%s: %s", d.name, b[max(0, i-200):min(len(b), i+4000)])
+		}
+	}
 }
 
 // tail is the end of the daemon's log.
