@@ -141,6 +141,9 @@ func openTargets(ctx context.Context, specs []remoteSpec, s *settings, token str
 			info.Target, info.Domain = r, r.Domain()
 			if _, err := r.Space(ctx); err != nil {
 				log.Warn("a target is away; it is used when it is back", "target", r.Name(), "addrs", spec.addrs, "err", err)
+				if info.Domain == "" {
+					log.Warn("its failure domain is known after the next start of the daemon; domain= says it now", "target", r.Name())
+				}
 			}
 			return nil
 		})

@@ -240,8 +240,8 @@ func checkBlob(t *testing.T, tier *remotetier.Tier, p catalog.Place, want []byte
 	}
 }
 
-// TestPromise9MemoryOfATargetWith64Clients: at most 64 MiB and the buffers.
-func TestPromise9MemoryOfATargetWith64Clients(t *testing.T) {
+// TestMemoryOfATargetWith64Clients: at most 64 MiB and the buffers.
+func TestMemoryOfATargetWith64Clients(t *testing.T) {
 	const clients, buffers = 64, 32 << 20
 	p := startTarget(t, "t0", "--buffers", "32MiB")
 	b := targetBytes(4<<20, 3)

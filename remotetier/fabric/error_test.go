@@ -38,7 +38,7 @@ func TestEveryClassHasACode(t *testing.T) {
 	}
 }
 
-func TestPromise9BuffersAreBounded(t *testing.T) {
+func TestPromise3BuffersAreBounded(t *testing.T) {
 	b, err := fabric.NewBuffers(1<<20, 256<<10)
 	if err != nil {
 		t.Fatal(err)

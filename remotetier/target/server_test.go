@@ -454,9 +454,9 @@ func TestPromise4CutAnywhere(t *testing.T) {
 	t.Logf("%d of 60 columns got through", good)
 }
 
-// TestSilentTargetsCostTheirDeadline: two of six targets accept and never
+// TestPromise6SilentTargetsCostTheirDeadline: two of six targets accept and never
 // answer; a blob is read, and written to the six others.
-func TestSilentTargetsCostTheirDeadline(t *testing.T) {
+func TestPromise6SilentTargetsCostTheirDeadline(t *testing.T) {
 	opt := tcp.Options{Dial: 200 * time.Millisecond, Stall: 300 * time.Millisecond}
 	var infos []remotetier.TargetInfo
 	var proxies []*proxy

@@ -56,9 +56,9 @@ func conversation() [][]byte {
 	}
 }
 
-// TestPromise12HostileClients: a conversation cut at every length and flipped
+// TestPromise4HostileClients: a conversation cut at every length and flipped
 // at every byte, and heads that promise too much, harm nobody but their sender.
-func TestPromise12HostileClients(t *testing.T) {
+func TestPromise4HostileClients(t *testing.T) {
 	l, err := New(Options{Stall: 200 * time.Millisecond, MaxConns: 64}).Listen("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -137,9 +137,9 @@ func TestPromise12HostileClients(t *testing.T) {
 	}
 }
 
-// TestPromise12HostileTargets: what a target says, cut and flipped, gives an
+// TestPromise4HostileTargets: what a target says, cut and flipped, gives an
 // error, and nothing is written where there was no room.
-func TestPromise12HostileTargets(t *testing.T) {
+func TestPromise4HostileTargets(t *testing.T) {
 	first := serverFirst{}
 	hello := append(append([]byte{0}, make([]byte, proofSize)...), "greeting"...)
 	parts := [][]byte{
@@ -215,8 +215,8 @@ func TestPromise12HostileTargets(t *testing.T) {
 	}
 }
 
-// TestPromise9NoMemoryForPromises: a head alone allocates nothing of what it promises.
-func TestPromise9NoMemoryForPromises(t *testing.T) {
+// TestPromise3NoMemoryForPromises: a head alone allocates nothing of what it promises.
+func TestPromise3NoMemoryForPromises(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range 1000 {

@@ -101,7 +101,7 @@ func ask(t *testing.T, opt tcp.Options, check func([]byte) error, addrs ...strin
 	return c.Do(t.Context(), &fabric.Op{Request: []byte("x")})
 }
 
-func TestPromise13PrivateByDefault(t *testing.T) {
+func TestPromise6PrivateByDefault(t *testing.T) {
 	secure, mutual := authority(t, false), authority(t, true)
 	for _, c := range []struct {
 		addr string
@@ -128,7 +128,7 @@ func TestPromise13PrivateByDefault(t *testing.T) {
 	}
 }
 
-func TestPromise13WhoIsLetIn(t *testing.T) {
+func TestPromise6WhoIsLetIn(t *testing.T) {
 	conf, other := authority(t, true), authority(t, true)
 	anonymous := conf.Clone()
 	anonymous.Certificates = nil
@@ -194,9 +194,9 @@ func blackHole(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// TestSilentTargetCostsItsDeadlineOnce: the first exchanges wait for the dial
+// TestPromise1SilentTargetCostsItsDeadlineOnce: the first exchanges wait for the dial
 // limit, those after know.
-func TestSilentTargetCostsItsDeadlineOnce(t *testing.T) {
+func TestPromise1SilentTargetCostsItsDeadlineOnce(t *testing.T) {
 	addr := blackHole(t)
 	c, err := tcp.New(tcp.Options{Dial: 200 * time.Millisecond}).Connect([]string{addr}, nil)
 	if err != nil {
@@ -214,8 +214,8 @@ func TestSilentTargetCostsItsDeadlineOnce(t *testing.T) {
 	}
 }
 
-// TestRails: exchanges go over all addresses, and on over those that are left.
-func TestRails(t *testing.T) {
+// TestPromise7Rails: exchanges go over all addresses, and on over those that are left.
+func TestPromise7Rails(t *testing.T) {
 	h := []*quiet{{}, {}}
 	opt := tcp.Options{Stall: time.Second}
 	a, b := serve(t, opt, h[0]), serve(t, opt, h[1])
@@ -250,9 +250,9 @@ func TestRails(t *testing.T) {
 	}
 }
 
-// TestConnectionsAreBounded: a listener full of connections refuses more, and
+// TestPromise3ConnectionsAreBounded: a listener full of connections refuses more, and
 // takes new ones when some have gone.
-func TestPromise9ConnectionsAreBounded(t *testing.T) {
+func TestPromise3ConnectionsAreBounded(t *testing.T) {
 	l := serve(t, tcp.Options{MaxConns: 3, Stall: 200 * time.Millisecond, Idle: 200 * time.Millisecond}, &quiet{})
 	var idle []net.Conn
 	for range 3 {
