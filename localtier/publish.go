@@ -143,8 +143,9 @@ func (t *Tier) harden(f vfs.File, staging string, seal *catalog.Seal) error {
 
 // publish moves a staging file and its seal into place. Both are durable
 // before either gets its name (see harden), so that whatever a crash leaves of
-// the two names is either the whole blob or recognisably garbage. The blob's
-// name lock is held.
+// the two names is either the whole blob or recognisably garbage. The seal
+// goes first: a process that is killed between the two leaves the staging file
+// for Resume. The blob's name lock is held.
 func (t *Tier) publish(d *disk, name, staging string) (err error) {
 	sealTmp := sealTmp(staging)
 	t.tree.RLock()
@@ -166,21 +167,21 @@ func (t *Tier) publish(d *disk, name, staging string) (err error) {
 	if err := t.makeWay(d, name); err != nil {
 		return err
 	}
-	err = t.fsys.Rename(staging, data)
+	err = t.fsys.Rename(sealTmp, sealed)
 	if errors.Is(err, fs.ErrNotExist) { // the folder was removed behind the tier's back
 		t.forgetFolders()
 		if err = t.folder(d, name); err == nil {
-			err = t.fsys.Rename(staging, data)
+			err = t.fsys.Rename(sealTmp, sealed)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	undo = append(undo, data)
-	if err := t.fsys.Rename(sealTmp, sealed); err != nil {
+	undo = append(undo, sealed)
+	if err := t.fsys.Rename(staging, data); err != nil {
 		return err
 	}
-	undo = append([]string{sealed}, undo...)
+	undo = append(undo, data)
 	return t.fsys.SyncDir(filepath.Dir(data))
 }
 
