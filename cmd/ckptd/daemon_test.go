@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,21 @@ func (d *daemon) mustBeSane() {
 			d.t.Errorf("%s: %s", d.name, b[max(0, i-200):min(len(b), i+4000)])
 		}
 	}
+}
+
+// grep gives the last lines of the log that have one of the words.
+func (d *daemon) grep(words ...string) string {
+	b, err := os.ReadFile(d.log.Name())
+	if err != nil {
+		return err.Error()
+	}
+	var found []string
+	for line := range strings.Lines(string(b)) {
+		if slices.ContainsFunc(words, func(w string) bool { return strings.Contains(line, w) }) {
+			found = append(found, line)
+		}
+	}
+	return strings.Join(found[max(0, len(found)-60):], "")
 }
 
 // tail is the end of the daemon's log.

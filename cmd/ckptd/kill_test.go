@@ -205,7 +205,11 @@ func TestKill9(t *testing.T) {
 		step += len(tr.mu.begun)
 		tr.mu.Unlock()
 		for _, id := range tr.mu.sealed {
-			mustWait(t, c, id, catalog.Local)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			if _, err := c.Wait(ctx, id, catalog.Local); err != nil {
+				t.Fatalf("after kill %d: wait for %s: %v\n%s\n%s", done, id, err, why(t, c, id), d.grep(id, "ERROR", "WARN", "resum", "before the restart"))
+			}
+			cancel()
 		}
 		now := listed(t, c, killRun)
 		for id := range now {
