@@ -266,7 +266,7 @@ func TestMemoryOfATargetWith64Clients(t *testing.T) {
 				return
 			}
 			var readers sync.WaitGroup
-			for range 4 {
+			for range 12 {
 				readers.Go(func() {
 					got := make([]byte, len(b))
 					if _, err := rd.ReadAt(t.Context(), got, 0); err != nil || !bytes.Equal(got, b) {

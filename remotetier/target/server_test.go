@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -330,8 +331,10 @@ type proxy struct {
 	addr string
 	mu   struct {
 		sync.Mutex
-		bytes  func() int64 // that a connection may carry; nil: any number
-		silent bool         // it then falls silent, rather than closing
+		bytes  func() int64  // that a connection may carry; nil: any number
+		silent bool          // it then falls silent, rather than closing
+		mute   bool          // nothing comes back, whatever is said
+		pace   time.Duration // waited for each 64 KiB, either way
 	}
 }
 
@@ -357,20 +360,21 @@ func newProxy(t *testing.T, to string) *proxy {
 			all.Store(c, up)
 			var dumb atomic.Bool
 			p.mu.Lock()
-			n, silent := int64(1<<60), p.mu.silent
+			n, silent, pace := int64(1<<60), p.mu.silent, p.mu.pace
+			dumb.Store(p.mu.mute)
 			if p.mu.bytes != nil {
 				n = p.mu.bytes()
 			}
 			p.mu.Unlock()
 			wg.Go(func() {
-				_, _ = io.Copy(up, io.LimitReader(c, n))
+				_, _ = io.Copy(up, io.LimitReader(slow{c, pace}, n))
 				if silent { // no side hears more of the other
 					dumb.Store(true)
 					_, _ = io.Copy(io.Discard, c)
 				}
 				_, _ = c.Close(), up.Close()
 			})
-			wg.Go(func() { _, _ = io.Copy(deaf{c, &dumb}, up); _, _ = c.Close(), up.Close() })
+			wg.Go(func() { _, _ = io.Copy(deaf{c, &dumb}, slow{up, pace}); _, _ = c.Close(), up.Close() })
 		}
 	})
 	t.Cleanup(func() {
@@ -392,6 +396,20 @@ func (d deaf) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	return d.Writer.Write(p)
+}
+
+// slow is a link of 64 KiB in each pace.
+type slow struct {
+	io.Reader
+	pace time.Duration
+}
+
+func (s slow) Read(p []byte) (int, error) {
+	if s.pace > 0 {
+		time.Sleep(s.pace) // this is the link, not a test that waits
+		p = p[:min(len(p), 64<<10)]
+	}
+	return s.Reader.Read(p)
 }
 
 // cut sets how many bytes of a client each connection carries, and whether it
@@ -515,6 +533,92 @@ func TestPromise6SilentTargetsCostTheirDeadline(t *testing.T) {
 		t.Errorf("five reads and a write took %v with two silent targets", d)
 	} else {
 		t.Logf("five reads and a write took %v with two silent targets", d)
+	}
+}
+
+// TestPartitions: one of seven targets hears its clients and is not heard, is
+// heard and does not hear, or is at the end of a slow link. Blobs are written
+// and read, every byte of them, and nothing waits beyond its deadline.
+func TestPartitions(t *testing.T) {
+	opt := tcp.Options{Dial: 200 * time.Millisecond, Stall: 300 * time.Millisecond}
+	layout := stripe.Layout{K: 4, M: 2, Unit: 65536}
+	for name, hurt := range map[string]func(p *proxy){
+		"NotHeard":     func(p *proxy) { p.mu.mute = true },
+		"DoesNotHear":  func(p *proxy) { p.mu.silent = true; p.mu.bytes = func() int64 { return 0 } },
+		"SilentMidway": func(p *proxy) { p.mu.silent = true; p.mu.bytes = func() int64 { return 200_000 } },
+		"ClosesMidway": func(p *proxy) { p.mu.bytes = func() int64 { return 200_000 } },
+		"Slow":         func(p *proxy) { p.mu.pace = 5 * time.Millisecond },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var infos []remotetier.TargetInfo
+			for i := range 7 {
+				s := serve(t, string(rune('a'+i)), target.ServerOptions{})
+				addr := s.addr
+				if i == 0 {
+					p := newProxy(t, s.addr)
+					p.mu.Lock()
+					hurt(p)
+					p.mu.Unlock()
+					addr = p.addr
+				}
+				infos = append(infos, remotetier.TargetInfo{Target: dialAway(t, opt, addr, s.name)})
+			}
+			tier := remotetier.New(infos, remotetier.Options{})
+			from := time.Now()
+			for i := range 3 {
+				b := random(3_000_000, byte(i))
+				place, err := tier.Put(t.Context(), fmt.Sprintf("run/%d", i), bytes.NewReader(b), layout)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r, err := tier.Open(t.Context(), place)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := make([]byte, len(b))
+				if _, err := r.ReadAtContext(t.Context(), got, 0); err != nil || !bytes.Equal(got, b) {
+					t.Errorf("blob %d: equal = %v, %v", i, bytes.Equal(got, b), err)
+				}
+				_ = r.Close()
+			}
+			if d := time.Since(from); d > 15*time.Second {
+				t.Errorf("three writes and reads took %v", d)
+			} else {
+				t.Logf("three writes and reads took %v", d)
+			}
+		})
+	}
+}
+
+// TestFullTargetIsPassedBy: a target without room says so, and the blob goes to others.
+func TestFullTargetIsPassedBy(t *testing.T) {
+	var infos []remotetier.TargetInfo
+	for i := range 4 {
+		opt := vfstest.Options{}
+		if i == 0 {
+			opt.Total = 600 << 10
+		}
+		s := &served{t: t, fs: vfstest.New(opt), dir: "/t", name: string(rune('a' + i)), addr: "127.0.0.1:0"}
+		s.start()
+		t.Cleanup(func() { s.stop() })
+		r := s.dial(tcp.Options{})
+		if i == 0 {
+			if _, err := r.Create(t.Context(), aKey, 1<<20); !errors.Is(err, catalog.ErrNoSpace) {
+				t.Errorf("Create on a full target = %v, want ErrNoSpace", err)
+			}
+		}
+		infos = append(infos, remotetier.TargetInfo{Target: r})
+	}
+	tier := remotetier.New(infos, remotetier.Options{})
+	for i := range 6 { // about 260 KiB a column: the small one is full after two at most
+		b := random(500_000, byte(i))
+		place, err := tier.Put(t.Context(), fmt.Sprintf("run/%d", i), bytes.NewReader(b), stripe.Layout{K: 2, M: 1, Unit: 65536})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tier.Verify(t.Context(), place); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

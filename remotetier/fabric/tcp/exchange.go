@@ -18,6 +18,10 @@ import (
 // waitEvery is the longest time between two of a target's signs of life.
 const waitEvery = time.Second
 
+// maxExchange bounds an exchange whatever its client says: it may trickle, and
+// hold a Buffer.
+const maxExchange = 5 * time.Minute
+
 // exchange is a target's side of one.
 type exchange struct {
 	*served
@@ -36,12 +40,11 @@ var _ fabric.Exchange = (*exchange)(nil)
 
 // serve has the handler answer, and says meanwhile that it is at work.
 func (x *exchange) serve(ctx context.Context, left time.Duration) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if left > 0 {
-		ctx, cancel = context.WithTimeout(ctx, left)
-		defer cancel()
+	if left <= 0 {
+		left = maxExchange
 	}
+	ctx, cancel := context.WithTimeout(ctx, min(left, maxExchange))
+	defer cancel()
 	x.send.Lock()
 	x.send.beat = time.AfterFunc(x.beatTime(), func() { x.beat(cancel) })
 	x.send.Unlock()

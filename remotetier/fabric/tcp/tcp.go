@@ -19,7 +19,7 @@ type Options struct {
 	Stall time.Duration // nothing moved for so long: the other side is dead; default 5 s
 
 	// Of a client.
-	Conns     int           // connections to one target, over all its addresses; default 8
+	Conns     int           // connections to one target, over all its addresses; default 16
 	Dial      time.Duration // for a connection, TLS and hello included; default 2 s
 	Timeout   time.Duration // for one exchange; default 60 s
 	KeepAlive time.Duration // between signs of life on an idle connection; default 15 s
@@ -43,7 +43,7 @@ func (o Options) norm() Options {
 	set(&o.KeepAlive, 15*time.Second)
 	set(&o.Idle, time.Minute)
 	if o.Conns <= 0 {
-		o.Conns = 8
+		o.Conns = 16
 	}
 	if o.MaxConns <= 0 {
 		o.MaxConns = 1024
