@@ -97,12 +97,12 @@ func (n *Node) copyRecord(ctx context.Context, rec catalog.SetRecord) error {
 // publishRecord puts set.json on the remote tier unless that version is there.
 func (n *Node) publishRecord(ctx context.Context, rec catalog.SetRecord, b []byte) error {
 	var was catalog.SetRecord
-	if old, whole := n.getSmall(ctx, rec.RecordName()); whole && json.Unmarshal(old, &was) == nil && was.Version >= rec.Version {
-		return nil
+	if old, whole := n.getSmall(ctx, rec.RecordName()); !whole || json.Unmarshal(old, &was) != nil || was.Version < rec.Version {
+		if _, err := n.putSmall(ctx, rec.Run, rec.RecordName(), b); err != nil {
+			return fmt.Errorf("publish the record of %v: %w", rec.SetID, err)
+		}
 	}
-	if _, err := n.putSmall(ctx, rec.Run, rec.RecordName(), b); err != nil {
-		return fmt.Errorf("publish the record of %v: %w", rec.SetID, err)
-	}
+	// Also when the set's record was there: a crash may have come between the two.
 	return n.copyRun(ctx, rec.Run, true)
 }
 
