@@ -124,6 +124,10 @@ type PartRecord struct {
 	Set    SetID       `json:"set"`
 	Node   string      `json:"node"`
 	Shards []PartShard `json:"shards"`
+	// Index holds the manifest's entries of the shards until the set is
+	// committed, encoded by the node; a large one is a bulk, named by Bulk.
+	Index []byte `json:"index,omitempty"`
+	Bulk  Digest `json:"bulk,omitzero"`
 }
 
 // valid says whether the record may stand under key.
@@ -139,7 +143,6 @@ type PartShard struct {
 	Rank     int       `json:"rank"`
 	Size     int64     `json:"size"`
 	Root     Digest    `json:"root"`
-	Index    Digest    `json:"index,omitzero"` // SHA-256 of the shard's entry for the manifest, kept by PutBulk until commit
 	Sealed   time.Time `json:"sealed,omitzero"`
 	Durable  time.Time `json:"durable,omitzero"` // file and folder fsynced: the vote
 	Local    bool      `json:"local,omitempty"`  // the bytes are on this node's disks now

@@ -132,15 +132,15 @@ func (n *Node) coordinateUntilError(ctx context.Context) error {
 type coordinator struct {
 	n       *Node
 	writing map[catalog.SetID]map[string]catalog.PartRecord
-	index   map[catalog.Digest][]catalog.Shard // of sets still writing
-	publish map[catalog.SetID]bool             // committed, manifest not yet remote
-	drops   chan []catalog.Digest              // indexes nobody needs any more
+	index   map[catalog.SetID]map[string]map[entryKey]indexEntry // of sets still writing, by node
+	publish map[catalog.SetID]bool                               // committed, manifest not yet remote
+	drops   chan []catalog.Digest                                // indexes nobody needs any more
 }
 
 func newCoordinator(n *Node) *coordinator {
 	return &coordinator{n: n,
 		writing: make(map[catalog.SetID]map[string]catalog.PartRecord),
-		index:   make(map[catalog.Digest][]catalog.Shard),
+		index:   make(map[catalog.SetID]map[string]map[entryKey]indexEntry),
 		publish: make(map[catalog.SetID]bool),
 		drops:   make(chan []catalog.Digest, 16),
 	}
@@ -198,38 +198,31 @@ func (c *coordinator) see(ctx context.Context, p *catalog.PartRecord) error {
 		c.writing[p.Set] = of
 	}
 	of[p.Node] = *p
-	if err := c.fetchIndex(ctx, p); err != nil {
+	if err := c.readIndex(ctx, p); err != nil {
 		return err
 	}
 	return c.tryCommit(ctx, rec)
 }
 
 func (c *coordinator) forget(id catalog.SetID) {
-	for _, p := range c.writing[id] {
-		for _, s := range p.Shards {
-			delete(c.index, s.Index)
-		}
-	}
+	delete(c.index, id)
 	delete(c.writing, id)
 }
 
-// fetchIndex reads the manifest entries of a vote as it arrives, so that the
-// last vote has only its own to wait for.
-func (c *coordinator) fetchIndex(ctx context.Context, p *catalog.PartRecord) error {
-	for _, s := range p.Shards {
-		if _, ok := c.index[s.Index]; ok || s.Index.IsZero() {
-			continue
-		}
-		b, err := c.n.cat.GetBulk(ctx, s.Index)
-		if err != nil {
-			return fmt.Errorf("index of %v rank %d: %w", p.Set, s.Rank, err)
-		}
-		entries, err := readIndex(b)
-		if err != nil {
-			return fmt.Errorf("index of %v rank %d: %w", p.Set, s.Rank, err)
-		}
-		c.index[s.Index] = entries
+// readIndex takes the manifest's entries from a vote as it arrives, so that
+// the last vote has only its own to wait for.
+func (c *coordinator) readIndex(ctx context.Context, p *catalog.PartRecord) error {
+	of := c.index[p.Set]
+	if of == nil {
+		of = make(map[string]map[entryKey]indexEntry)
+		c.index[p.Set] = of
 	}
+	delete(of, p.Node) // what a failed read leaves is asked for again
+	entries, err := c.n.readIndex(ctx, p)
+	if err != nil {
+		return fmt.Errorf("vote of %s: %w", p.Node, err)
+	}
+	of[p.Node] = entries
 	return nil
 }
 
@@ -269,16 +262,14 @@ func (c *coordinator) tryCommit(ctx context.Context, rec catalog.SetRecord) erro
 	if len(catalog.MissingRanks(rec.World, parts)) > 0 {
 		return nil
 	}
-	for i := range parts { // a retry after a failed fetch
-		if err := c.fetchIndex(ctx, &parts[i]); err != nil {
-			return err
+	for i := range parts { // a retry after a failed read
+		if c.index[rec.SetID][parts[i].Node] == nil {
+			if err := c.readIndex(ctx, &parts[i]); err != nil {
+				return err
+			}
 		}
 	}
-	m, err := planManifest(rec, parts, c.index)
-	if err != nil {
-		return err
-	}
-	b, root, err := m.Marshal()
+	b, root, size, err := planManifest(rec, parts, c.index[rec.SetID])
 	if err != nil {
 		return err
 	}
@@ -288,10 +279,6 @@ func (c *coordinator) tryCommit(ctx context.Context, rec catalog.SetRecord) erro
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("manifest of %v: %w", rec.SetID, err)
 	}
-	var size int64
-	for i := range m.Shards {
-		size += m.Shards[i].Size
-	}
 	done, err := c.n.cat.Commit(ctx, rec.SetID, root, size, nodes, parts, time.Now())
 	if errors.Is(err, catalog.ErrConflict) {
 		c.forget(rec.SetID) // aborted meanwhile, or committed by another
@@ -300,40 +287,22 @@ func (c *coordinator) tryCommit(ctx context.Context, rec catalog.SetRecord) erro
 		return err
 	}
 	c.n.stats.Commits.Add(1)
-	c.n.event(ctx, rec.SetID, "committed", "%d shards, manifest on %v", m.World, nodes)
-	var indexes []catalog.Digest
+	c.n.event(ctx, rec.SetID, "committed", "%d shards, manifest on %v", rec.World, nodes)
+	var bulks []catalog.Digest
 	for _, p := range parts {
-		for _, s := range p.Shards {
-			if !s.Index.IsZero() && !slices.Contains(indexes, s.Index) {
-				indexes = append(indexes, s.Index)
-			}
+		if !p.Bulk.IsZero() {
+			bulks = append(bulks, p.Bulk)
 		}
 	}
-	select { // the next set need not wait for it
-	case c.drops <- indexes:
-	case <-ctx.Done():
+	if len(bulks) > 0 {
+		select { // the next set need not wait for it
+		case c.drops <- bulks:
+		case <-ctx.Done():
+		}
 	}
 	c.forget(rec.SetID)
-	c.n.log.Info("committed", "set", rec.SetID.String(), "ranks", m.World, "bytes", size, "after", done.Committed.Sub(rec.Begun).Round(time.Millisecond))
+	c.n.log.Info("committed", "set", rec.SetID.String(), "ranks", rec.World, "bytes", size, "after", done.Committed.Sub(rec.Begun).Round(time.Millisecond))
 	return nil
-}
-
-// planManifest is the same for every coordinator that sees the same votes, to
-// the byte: two that race write one manifest.
-func planManifest(rec catalog.SetRecord, parts []catalog.PartRecord, index map[catalog.Digest][]catalog.Shard) (*catalog.Manifest, error) {
-	m := &catalog.Manifest{Version: 1, Set: rec.SetID, World: rec.World, Metrics: rec.Metrics}
-	for rank, v := range catalog.Votes(rec.World, parts) {
-		entries := index[v.Shard.Index]
-		i := slices.IndexFunc(entries, func(e catalog.Shard) bool { return e.Rank == rank && e.Root == v.Shard.Root })
-		if i < 0 {
-			return nil, fmt.Errorf("manifest of %v: %w: the index of rank %d does not fit its vote", rec.SetID, catalog.ErrCorrupt, rank)
-		}
-		m.Shards = append(m.Shards, entries[i])
-		if v.Shard.Durable.After(m.Created) {
-			m.Created = v.Shard.Durable.UTC()
-		}
-	}
-	return m, nil
 }
 
 // copyManifest puts a manifest on a second node before the set is committed.

@@ -225,9 +225,14 @@ func (n *Node) verifyShard(ctx context.Context, set catalog.SetRecord, s catalog
 
 // state changes what this node says about one of its shards.
 func (n *Node) state(ctx context.Context, id catalog.SetID, rank int, root catalog.Digest, change func(*catalog.PartShard)) error {
+	set, _ := n.cat.KnownSet(id)
+	committed := set.State == catalog.Committed
 	p, err := n.cat.UpdatePart(ctx, id, n.cfg.Name, func(p *catalog.PartRecord) error {
 		for i := range p.Shards {
 			if p.Shards[i].Rank == rank && p.Shards[i].Root == root {
+				if committed {
+					p.Index, p.Bulk = nil, catalog.Digest{} // the manifest has it now
+				}
 				change(&p.Shards[i])
 				return nil
 			}

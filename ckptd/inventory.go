@@ -27,6 +27,7 @@ type holding struct {
 	part   *catalog.PartRecord
 	orphan bool  // the catalog does not know the set, though it was committed once
 	copied int64 // Version of the set.json on the local tier
+	saving int   // ranks admitted here and not durable yet
 }
 
 // held is one shard on the local tier.
@@ -90,10 +91,43 @@ type view struct {
 	shards []held
 	part   *catalog.PartRecord // never changed in place
 	orphan bool
+	saving int
+}
+
+// voteDelay is how long a durable shard waits for the other ranks of its set
+// that are being saved here, so that one statement carries them all.
+const voteDelay = time.Second
+
+// awaits says whether the vote is better given a little later.
+func (w *view) awaits(now time.Time) bool {
+	if w.saving == 0 {
+		return false
+	}
+	for _, s := range w.shards {
+		if !stated(w.part, s) && now.Sub(s.durable) > voteDelay {
+			return false
+		}
+	}
+	return true
+}
+
+// enter and leave count the ranks of a set that are being saved here.
+func (v *inventory) enter(id catalog.SetID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.of(id).saving++
+}
+
+func (v *inventory) leave(id catalog.SetID) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if h := v.mu.sets[id]; h != nil && h.saving > 0 { // the set may have been forgotten meanwhile
+		h.saving--
+	}
 }
 
 func (h *holding) view(id catalog.SetID) view {
-	w := view{id: id, part: h.part, orphan: h.orphan}
+	w := view{id: id, part: h.part, orphan: h.orphan, saving: h.saving}
 	for _, s := range h.shards {
 		w.shards = append(w.shards, *s)
 	}

@@ -168,7 +168,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	// The catalog's mirror stops last of all, when the duties are done with it.
 	g.Go(func() error { return n.cat.Run(ctx) })
-	g.Go(func() error { return n.loop(ctx, "vote", n.kickVote, 5*time.Second, n.voteOnce) })
+	g.Go(func() error { return n.loop(ctx, "vote", n.kickVote, voteDelay, n.voteOnce) })
 	g.Go(func() error { return n.loop(ctx, "drain", n.kickDrain, 5*time.Second, n.drainOnce) })
 	g.Go(func() error { return n.loop(ctx, "evict", n.kickEvict, 10*time.Second, n.evictOnce) })
 	g.Go(func() error { return n.loop(ctx, "collect", n.kickCollect, 10*time.Second, n.collectOnce) })

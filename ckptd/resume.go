@@ -78,6 +78,7 @@ func (n *Node) resumeShard(ctx context.Context, name string, b []byte) error {
 		return fail(err)
 	}
 	n.log.Info("finishing a shard sealed before the restart", "set", id.String(), "rank", sealed.Info.Rank)
+	n.inv.enter(id)
 	n.finish(ctx, w, segs)
 	return nil
 }

@@ -36,6 +36,8 @@ func (s *session) giveUp() {
 		s.n.log.Warn("given-up save", "set", sv.w.ID().String(), "err", err)
 	}
 	s.n.arena.Return(sv.lent...)
+	s.n.inv.leave(sv.w.ID())
+	s.n.kickVote.now() // the other ranks' votes may have waited for this one
 }
 
 // save admits a shard: everything that can be wrong is said now, before a byte
@@ -82,6 +84,7 @@ func (s *session) save(ctx context.Context, m *wire.Message, header []byte) erro
 		},
 	})
 	s.saving = sv
+	s.n.inv.enter(id)
 	if err := s.send(&wire.Message{T: "admitted", Set: id.String()}, nil); err != nil {
 		return err
 	}
@@ -177,6 +180,8 @@ func (n *Node) finish(ctx context.Context, w *shardwriter.Session, segs []*local
 		seal, err := w.Finish(context.WithoutCancel(ctx))
 		n.arena.Return(segs...)
 		id := w.ID()
+		defer n.kickVote.now()
+		defer n.inv.leave(id)
 		n.setTrouble("disk", err)
 		if err != nil {
 			n.log.Error("sealed shard lost", "set", id.String(), "err", err)
@@ -189,7 +194,6 @@ func (n *Node) finish(ctx context.Context, w *shardwriter.Session, segs []*local
 			return
 		}
 		n.inv.add(id, s)
-		n.kickVote.now()
 		if n.local.Usage().High {
 			n.kickEvict.now()
 		}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cloudwego/hertz/pkg/app"
@@ -174,6 +175,7 @@ func (n *Node) getWhy(ctx context.Context, c *app.RequestContext) error {
 	if err != nil {
 		return err
 	}
+	events = withVotes(events, parts)
 	set := wire.SetOf(&rec)
 	w := wire.Why{Set: &set, Events: events, Story: tellStory(rec, events), Missing: n.tellMissing(ctx, rec, parts)}
 	if rec.State == catalog.Committed && len(w.Missing) > 0 {
@@ -184,11 +186,36 @@ func (n *Node) getWhy(ctx context.Context, c *app.RequestContext) error {
 	return reply(c, w)
 }
 
+// withVotes adds to a set's story what the statements say by themselves: when
+// each node's shards became durable.
+func withVotes(events []catalog.Event, parts []catalog.PartRecord) []catalog.Event {
+	for _, p := range parts {
+		e := catalog.Event{Node: p.Node, What: "durable"}
+		var ranks []string
+		for _, s := range p.Shards {
+			if s.Durable.After(e.Time) {
+				e.Time = s.Durable
+			}
+			ranks = append(ranks, strconv.Itoa(s.Rank))
+		}
+		if len(ranks) > 8 {
+			ranks = append(ranks[:8], fmt.Sprintf("… (%d in all)", len(p.Shards)))
+		}
+		if e.Detail = "ranks " + strings.Join(ranks, " "); len(ranks) == 1 {
+			e.Detail = "rank " + ranks[0]
+		}
+		if !e.Time.IsZero() {
+			events = append(events, e)
+		}
+	}
+	slices.SortStableFunc(events, func(a, b catalog.Event) int { return a.Time.Compare(b.Time) })
+	return events
+}
+
 // tellStory turns records into sentences, in order of time.
 func tellStory(rec catalog.SetRecord, events []catalog.Event) []string {
 	const clock = "2006-01-02 15:04:05.000"
 	story := []string{fmt.Sprintf("%s  begun by attempt %d with %d ranks", rec.Begun.Format(clock), rec.Attempt, rec.World)}
-	slices.SortStableFunc(events, func(a, b catalog.Event) int { return a.Time.Compare(b.Time) })
 	for _, e := range events {
 		line := fmt.Sprintf("%s  %s", e.Time.Format(clock), e.What)
 		if e.Detail != "" {

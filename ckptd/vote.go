@@ -2,16 +2,13 @@ package ckptd
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-
 	"github.com/ckptd/ckptd/catalog"
-	"github.com/ckptd/ckptd/shardwriter/shardfile"
 )
 
 // voteOnce tells the catalog of every shard that is durable here and not yet
@@ -21,6 +18,9 @@ func (n *Node) voteOnce(ctx context.Context) error {
 	var errs []error
 	orphans := 0
 	for _, w := range n.inv.unstated() {
+		if w.awaits(time.Now()) {
+			continue
+		}
 		if err := n.voteSet(ctx, w.id); err != nil {
 			errs = append(errs, err)
 			if errors.Is(err, catalog.ErrUnavailable) || ctx.Err() != nil {
@@ -77,14 +77,29 @@ func (n *Node) voteSet(ctx context.Context, id catalog.SetID) error {
 	if todo, err = n.begun(ctx, id, todo); err != nil || len(todo) == 0 {
 		return err
 	}
-	index, err := n.putIndex(ctx, todo)
+	var entries []held // of all that will be stated, not of what was dropped above
+	for _, s := range w.shards {
+		if stated(w.part, s) || slices.ContainsFunc(todo, func(t held) bool { return t.rank == s.rank }) {
+			entries = append(entries, s)
+		}
+	}
+	index, err := n.encodeIndex(id, entries)
 	if err != nil {
 		return err
 	}
+	var bulk, old catalog.Digest
+	if len(index) > maxInline {
+		if bulk, err = n.cat.PutBulk(ctx, index); err != nil {
+			return err
+		}
+		index = nil
+	}
 	part, err = n.cat.UpdatePart(ctx, id, n.cfg.Name, func(p *catalog.PartRecord) error {
+		old = p.Bulk
+		p.Index, p.Bulk = index, bulk
 		for _, s := range todo {
 			setShard(p, catalog.PartShard{
-				Rank: s.rank, Size: s.size, Root: s.root, Index: index,
+				Rank: s.rank, Size: s.size, Root: s.root,
 				Sealed: s.info.Sealed, Durable: s.durable, Local: true,
 			})
 		}
@@ -93,9 +108,13 @@ func (n *Node) voteSet(ctx context.Context, id catalog.SetID) error {
 	if err != nil {
 		return err
 	}
+	if !old.IsZero() && old != bulk {
+		if err := n.cat.DropBulk(ctx, old); err != nil {
+			n.log.Debug("index not dropped", "set", id.String(), "err", err)
+		}
+	}
 	n.inv.setPart(id, part)
 	n.stats.Votes.Add(int64(len(todo)))
-	n.event(ctx, id, "durable", "%s on %s", rankList(todo), n.cfg.Name)
 	return nil
 }
 
@@ -223,78 +242,4 @@ func (n *Node) dropLocal(ctx context.Context, id catalog.SetID, rank int, name s
 	}
 	n.inv.drop(id, rank)
 	return nil
-}
-
-// putIndex keeps the shards' entries for the manifest where the coordinator
-// finds them: one bulk for all ranks of this vote.
-func (n *Node) putIndex(ctx context.Context, shards []held) (catalog.Digest, error) {
-	index := voteIndex{Set: shards[0].info.Set}
-	for _, s := range shards {
-		e, err := n.shardEntry(s)
-		if err != nil {
-			return catalog.Digest{}, err
-		}
-		index.Shards = append(index.Shards, e)
-	}
-	raw, err := json.Marshal(index)
-	if err != nil {
-		return catalog.Digest{}, fmt.Errorf("index of %v: %w", shards[0].info.Set, err)
-	}
-	return n.cat.PutBulk(ctx, indexEncoder.EncodeAll(raw, nil))
-}
-
-// The names and shapes of a shard's tensors shrink to about a tenth. Both are
-// safe for concurrent use, and bounded: one goroutine, and no more memory than
-// a manifest may have.
-var (
-	indexEncoder, _ = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest))
-	indexDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(catalog.MaxManifestSize))
-)
-
-// voteIndex names its set so that no two sets share an index, however equal
-// their shards are: it is dropped when its set is committed.
-type voteIndex struct {
-	Set    catalog.SetID   `json:"set"`
-	Shards []catalog.Shard `json:"shards"`
-}
-
-// readIndex gives what putIndex kept.
-func readIndex(b []byte) ([]catalog.Shard, error) {
-	raw, err := indexDecoder.DecodeAll(b, nil)
-	if err != nil {
-		return nil, fmt.Errorf("index: %w: %v", catalog.ErrCorrupt, err)
-	}
-	var index voteIndex
-	if err := json.Unmarshal(raw, &index); err != nil {
-		return nil, fmt.Errorf("index: %w: %v", catalog.ErrCorrupt, err)
-	}
-	return index.Shards, nil
-}
-
-// shardEntry reads a shard's header from the disk.
-func (n *Node) shardEntry(s held) (catalog.Shard, error) {
-	b, err := n.local.Open(s.name)
-	if err != nil {
-		return catalog.Shard{}, err
-	}
-	defer b.Close()
-	h, err := shardfile.ReadHeader(b, b.Size())
-	if err != nil {
-		return catalog.Shard{}, fmt.Errorf("header of %s: %w", s.name, err)
-	}
-	return shardfile.ShardOf(h, s.rank, n.cfg.Name, b.Seal()), nil
-}
-
-func rankList(shards []held) string {
-	if len(shards) == 1 {
-		return fmt.Sprintf("rank %d", shards[0].rank)
-	}
-	s := "ranks"
-	for i, h := range shards {
-		if i == 8 {
-			return fmt.Sprintf("%s … (%d in all)", s, len(shards))
-		}
-		s += fmt.Sprintf(" %d", h.rank)
-	}
-	return s
 }

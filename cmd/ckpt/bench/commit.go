@@ -106,9 +106,6 @@ func (b *bench) commits(ctx context.Context) (err error) {
 		if i >= 3 {
 			lags = append(lags, lag.Seconds())
 		}
-		if err := indexesGone(ctx, nodes); err != nil { // what follows a commit is not part of the next
-			return err
-		}
 	}
 	m, err := d.client.ManifestBytes(ctx, run+"@latest")
 	if err != nil {
@@ -119,28 +116,6 @@ func (b *bench) commits(ctx context.Context) (err error) {
 	}
 	b.limit("commit.p99", quantile(lags, 0.99), "from the last shard durable to its set in the daemon's list, %d commits (median %s, p90 %s, max %s), %d ranks on %d simulated nodes that finish over %v, %d tensors a rank, a manifest of %.1f MiB on two daemons, every node mirroring the catalog, all on this machine",
 		len(lags), amount(median(lags), "s"), amount(quantile(lags, 0.9), "s"), amount(slices.Max(lags), "s"), simRanks, simNodes, simSpread, simTensors, float64(len(m))/(1<<20))
-	return nil
-}
-
-// indexesGone waits until the coordinator has dropped the indexes of the votes.
-func indexesGone(ctx context.Context, nodes []*simNode) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for _, n := range nodes {
-		for {
-			_, err := n.cat.GetBulk(ctx, n.index)
-			if errors.Is(err, fs.ErrNotExist) {
-				break
-			} else if err != nil {
-				return err
-			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-tick.C:
-			}
-		}
-	}
 	return nil
 }
 
@@ -187,7 +162,6 @@ type simNode struct {
 	cat   *catalog.Catalog
 	ranks []int
 	rnd   *rand.Rand
-	index catalog.Digest // of its last vote
 }
 
 // beat announces the node, as daemons do.
@@ -204,32 +178,22 @@ func (n *simNode) beat(ctx context.Context) error {
 	}
 }
 
-// save votes for the node's ranks as they become durable, and tells when the
-// last one did.
+// save waits until the node's ranks are durable, votes for them, and tells when
+// the last one was. A daemon waits for the ranks it is still saving, up to a
+// second, so that one statement carries them all.
 func (n *simNode) save(ctx context.Context, id catalog.SetID, begin time.Time) (last time.Time, err error) {
 	first := begin.Add(rand.N(simSpread))
 	due := make([]time.Time, len(n.ranks))
 	for i := range due {
 		due[i] = first.Add(time.Duration(n.rnd.Int64N(int64(simWithin))))
 	}
-	slices.SortFunc(due, time.Time.Compare)
-	for voted := 0; voted < len(due); {
-		select {
-		case <-ctx.Done():
-			return last, ctx.Err()
-		case <-time.After(time.Until(due[voted])):
-		}
-		now, upTo := time.Now(), voted
-		for upTo < len(due) && !due[upTo].After(now) {
-			upTo++
-		}
-		last = due[upTo-1]
-		if err := n.vote(ctx, id, n.ranks[voted:upTo], due[voted:upTo]); err != nil {
-			return last, err
-		}
-		voted = upTo
+	last = slices.MaxFunc(due, time.Time.Compare)
+	select {
+	case <-ctx.Done():
+		return last, ctx.Err()
+	case <-time.After(time.Until(last)):
 	}
-	return last, nil
+	return last, n.vote(ctx, id, n.ranks, due)
 }
 
 // indexEncoder is as the daemon's.
@@ -252,23 +216,16 @@ func (n *simNode) vote(ctx context.Context, id catalog.SetID, ranks []int, durab
 	if err != nil {
 		return err
 	}
-	index, err := n.cat.PutBulk(ctx, indexEncoder.EncodeAll(raw, nil))
-	if err != nil {
-		return err
-	}
-	n.index = index
 	_, err = n.cat.UpdatePart(ctx, id, n.name, func(p *catalog.PartRecord) error {
+		p.Index = indexEncoder.EncodeAll(raw, nil)
 		for i, e := range entries {
 			p.Shards = append(p.Shards, catalog.PartShard{
-				Rank: e.Rank, Size: e.Size, Root: e.Root, Index: index, Sealed: durable[i].Add(-time.Second), Durable: durable[i], Local: true,
+				Rank: e.Rank, Size: e.Size, Root: e.Root, Sealed: durable[i].Add(-time.Second), Durable: durable[i], Local: true,
 			})
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	return n.cat.Log(ctx, id, catalog.Event{Time: time.Now(), Node: n.name, What: "durable", Detail: fmt.Sprintf("ranks %v on %s", ranks, n.name)})
+	return err
 }
 
 // entry is the manifest's entry of a rank that holds pieces of sharded tensors.
