@@ -51,11 +51,15 @@ func (b *bench) commits(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, second.stop()) }()
 	ctx, cancel := context.WithCancel(ctx)
 	g, ctx := errgroup.WithContext(ctx)
+	var ends []func() // of connections, when nobody uses them any more
 	defer func() {
 		first := ctx.Err() != nil // one of the group failed, and err is what followed
 		cancel()
 		if gerr := g.Wait(); first {
 			err = gerr
+		}
+		for _, end := range ends {
+			end()
 		}
 	}()
 	b.logf("commit: connecting %d nodes", simNodes)
@@ -66,7 +70,7 @@ func (b *bench) commits(ctx context.Context) (err error) {
 		if n.cat, end, err = connect(ctx, addr, n.name); err != nil {
 			return err
 		}
-		defer end()
+		ends = append(ends, end)
 		for r := range simRanks / simNodes {
 			n.ranks = append(n.ranks, i*simRanks/simNodes+r)
 		}
