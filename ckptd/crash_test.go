@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -141,6 +142,15 @@ func TestPowerLoss(t *testing.T) {
 	fsys := vfstest.New(vfstest.Options{})
 	records, parts := catalogtest.Mem(), catalogtest.Mem()
 	m := newModel()
+	base := time.Now().UnixNano()
+	if env := os.Getenv("CKPTD_CRASH_SEED"); env != "" {
+		n, err := strconv.ParseUint(env, 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		base = int64(n) // any 64 bits are a seed
+	}
+	t.Logf("seed %d (CKPTD_CRASH_SEED); operations side by side may still swap their numbers", base)
 	points := make(chan point, 64)
 	var ops, ran atomic.Int64
 	var wg sync.WaitGroup
@@ -168,7 +178,7 @@ func TestPowerLoss(t *testing.T) {
 		defer order.Unlock()
 		for seed, mode := range []vfstest.Mode{vfstest.Lose, vfstest.Keep, vfstest.Torn, vfstest.Torn} {
 			at := fmt.Sprintf("operation %d, %s %s (%v, %d)", i, op, name, mode, seed)
-			r := rand.New(rand.NewSource(int64(10*i + seed)))
+			r := rand.New(rand.NewSource(base + int64(10*i+seed)))
 			m.mu.Lock()
 			p := point{at: at, records: records.Clone(), parts: parts.Clone(), fs: fsys.Crash(mode, r)}
 			m.mu.Unlock()
