@@ -200,8 +200,7 @@ func (a *Arena) Return(segs ...*Segment) {
 // drop removes a segment that is not of this arena's shape. Arena.mu is held.
 func (a *Arena) drop(s *Segment) {
 	delete(a.mu.odd, s.id)
-	// The memory is the kernel's again at the latest when the process ends.
-	s.unmap()
+	_ = s.unmap() // the memory is the kernel's again at the latest when the process ends
 	os.Remove(s.path)
 }
 

@@ -158,7 +158,7 @@ func (t *Tier) publish(d *disk, name, staging string) (err error) {
 			for _, file := range undo {
 				t.fsys.Remove(file)
 			}
-			t.fsys.SyncDir(filepath.Dir(data))
+			_ = t.fsys.SyncDir(filepath.Dir(data)) // on the way out
 		}
 	}()
 	if err := t.folder(d, name); err != nil {

@@ -119,7 +119,7 @@ func (t *Tier) setAside(d *disk, name string, cause error) error {
 	err = errors.Join(clean(t.fsys.Rename(d.seal(name), to+sealSuffix)), clean(t.fsys.Remove(d.nextSeal(name))))
 	// The note is for people; without it the blob is as well put aside.
 	why := fmt.Sprintf("blob: %s\ncause: %v\n", name, cause)
-	t.writeFile(to+".why", []byte(why[:min(len(why), 4096)]))
+	_ = t.writeFile(to+".why", []byte(why[:min(len(why), 4096)]))
 	return errors.Join(err, t.fsys.SyncDir(dir), t.fsys.SyncDir(filepath.Dir(data)))
 }
 

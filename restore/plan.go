@@ -214,11 +214,15 @@ func (b *builder) globs(only []string, stored bool) error {
 		}
 		switch {
 		case b.a.own:
-			b.own()
+			if err := b.own(); err != nil {
+				return err
+			}
 		case stored:
 			for i := range b.a.cells {
 				c := &b.a.cells[i]
-				b.read(b.add(c.box, -1), c.box, c)
+				if err := b.read(b.add(c.box, -1), c.box, c); err != nil {
+					return err
+				}
 			}
 		default:
 			if err := b.output(box{zeros(len(b.a.global)), b.a.global}); err != nil {
@@ -230,13 +234,16 @@ func (b *builder) globs(only []string, stored bool) error {
 }
 
 // own adds an output for each rank of a tensor that is not the same in all.
-func (b *builder) own() {
+func (b *builder) own() error {
 	for i := range b.a.cells {
 		c := &b.a.cells[i]
 		t := b.x.tensor(c.from[0])
 		b.a.dtype, b.a.width, b.a.global = t.DType, t.DType.Bits(), globalOf(t)
-		b.read(b.add(c.box, int(c.from[0].rank)), c.box, c)
+		if err := b.read(b.add(c.box, int(c.from[0].rank)), c.box, c); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // add appends an output for a box of the array at hand, and gives its index.

@@ -31,11 +31,6 @@ var classes = map[jetstream.ErrorCode]error{
 	codeMaxBytes:                                       catalog.ErrNoSpace,
 }
 
-func isCode(err error, code jetstream.ErrorCode) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && api.ErrorCode == code
-}
-
 // classify gives err a class. The caller's own context stays visible: a
 // canceled call is context.Canceled, a deadline of either side is ErrUnavailable too.
 func classify(ctx context.Context, err error) error {
