@@ -3,10 +3,18 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	crand "crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/big"
 	"math/rand/v2"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +24,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/localtier/vfs"
@@ -67,22 +76,22 @@ func (p *targetProcess) start() {
 	addr := make(chan string, 1)
 	p.log.Go(func() {
 		var said []string
+		listening := false
 		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if m := listens.FindStringSubmatch(lines.Text()); m != nil {
+			if m := listens.FindStringSubmatch(lines.Text()); m != nil && !listening {
+				listening = true
 				addr <- m[1]
 			}
 			said = append(said, lines.Text())
 		}
-		select {
-		case addr <- "": // it ended before it listened
+		if !listening {
+			addr <- "" // it ended before
 			p.t.Errorf("target %s: %s", p.name, strings.Join(said, "\n"))
-		default:
 		}
 	})
 	if p.addr = <-addr; p.addr == "" {
 		p.t.FailNow()
 	}
-	addr <- "" // whoever is first
 }
 
 // kill ends the target as a power failure would, for the program.
@@ -453,4 +462,74 @@ func TestDaemonWithTargetsOverTCP(t *testing.T) {
 	targets[2].kill()
 	targets[3].kill()
 	wg.Wait()
+}
+
+// certificate writes a certificate for 127.0.0.1 that is its own authority.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), crand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ckptd test"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(crand.Reader, tmpl, tmpl, priv.Public(), priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	if err := errors.Join(
+		os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
+		os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+// TestDaemonWithTargetsOverTLS: mutual TLS and a token, all by flags; a target
+// that wants them is away for a daemon that has not got them.
+func TestDaemonWithTargetsOverTLS(t *testing.T) {
+	cert, key := certificate(t)
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("s3cret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var remotes []string
+	for i := range 3 {
+		p := startTarget(t, fmt.Sprintf("t%d", i), "--listen", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key, "--tls-ca", cert, "--token-file", token)
+		remotes = append(remotes, "--remote", fmt.Sprintf("tls:%s,name=%s", p.addr, p.name))
+	}
+	d := newDaemon(t, "n1", append(remotes, "--tls-cert", cert, "--tls-key", key, "--tls-ca", cert, "--token-file", token)...).start()
+	c := d.dial()
+	if _, err := c.Attach(t.Context(), "run", "launch", 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := save(t.Context(), c, "run", 1, 1, 0, 1, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	mustWait(t, c, "run@1", catalog.Verified)
+	mustLoad(t, c, "run@1", "remote")
+
+	stranger := newDaemon(t, "n2", append(remotes, "--tls-ca", cert)...).start()
+	s, err := stranger.dial().Status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(s.Remote.Targets) != 3 {
+		t.Errorf("%d targets", len(s.Remote.Targets))
+	}
+	for _, row := range s.Remote.Targets {
+		if row.Err == "" {
+			t.Errorf("%s is open to a daemon without certificate and token", row.Name)
+		}
+	}
 }
