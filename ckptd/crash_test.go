@@ -200,7 +200,9 @@ func TestPowerLoss(t *testing.T) {
 	}
 	fsys.OnOp(func(i int, op, name string) error {
 		ops.Add(1)
-		crash(i, op, name)
+		if i%thin == 0 {
+			crash(i, op, name)
+		}
 		return nil
 	})
 	story(w, m, func(step string, err error) bool {
@@ -324,6 +326,7 @@ func stride(t *testing.T, few int) (first, step int) {
 	if os.Getenv("CKPTD_CRASH_KILLS") != "" {
 		return 1, 1
 	}
+	few *= thin
 	first = 1 + rand.Intn(few)
 	t.Logf("from operation %d, every %d", first, few)
 	return first, few
