@@ -10,11 +10,11 @@ import (
 )
 
 func TestFabric(t *testing.T) {
-	fabrictest.Run(t, "127.0.0.1:0", func(t *testing.T) fabric.Fabric { return tcp.New(tcp.Options{Stall: time.Second}) })
+	fabrictest.Run(t, "127.0.0.1:0", func(t *testing.T) fabric.Fabric { return tcp.New(tcp.Options{Stall: 3 * time.Second}) })
 }
 
 func TestFabricWithToken(t *testing.T) {
 	fabrictest.Run(t, "127.0.0.1:0", func(t *testing.T) fabric.Fabric {
-		return tcp.New(tcp.Options{Token: "s3cret", Stall: time.Second})
+		return tcp.New(tcp.Options{Token: "s3cret", Stall: 3 * time.Second})
 	})
 }
