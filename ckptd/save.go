@@ -215,9 +215,25 @@ func (n *Node) begin(ctx context.Context, id catalog.SetID, world int, metrics m
 	return err
 }
 
+// abandonWait is how long a save waits for an earlier one of the same shard
+// whose client has just left: clearing that away takes a moment, and a rank
+// that tries again at once must not be told that its shard exists.
+const abandonWait = 2 * time.Second
+
 // reserve makes room for a shard, evicting what is safe when it is short.
 func (n *Node) reserve(ctx context.Context, name string, size int64) (*localtier.Ingest, error) {
 	in, err := n.local.Reserve(ctx, name, size)
+	for end := time.Now().Add(abandonWait); errors.Is(err, fs.ErrExist) && time.Now().Before(end); {
+		if _, serr := n.local.Stat(name); serr == nil {
+			return nil, err // sealed and whole
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+		in, err = n.local.Reserve(ctx, name, size)
+	}
 	var short *localtier.Shortage
 	if errors.As(err, &short) {
 		if _, eerr := n.evict(ctx, short.Short); eerr != nil {
