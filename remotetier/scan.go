@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"slices"
 	"sync"
@@ -62,7 +63,11 @@ func (t *Tier) Scan(ctx context.Context, prefix string) iter.Seq2[Found, error] 
 					}
 				}
 			}
-			if !yield(t.identify(ctx, blob, gen, cols)) {
+			found, err := t.identify(ctx, blob, gen, cols)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // removed since it was listed, as when a newer generation replaced it
+			}
+			if !yield(found, err) {
 				return
 			}
 		}
