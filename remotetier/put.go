@@ -140,7 +140,7 @@ func (p *put) run(ctx context.Context, atLeast uint64, without map[string]error)
 		}
 	}()
 	if err := p.each(ctx, func(ctx context.Context, i int) (err error) {
-		p.writers[i], err = t.byName[p.names[i]].Create(ctx, p.key(i), fileSize(p.column))
+		p.writers[i], err = t.byName[p.names[i]].Create(ctx, p.key(i), fileSize(p.column), CreateNew)
 		return err
 	}); err != nil {
 		return catalog.Place{}, err

@@ -22,9 +22,9 @@ type Target interface {
 	Name() string
 
 	// Create begins a column of size bytes. Nothing is visible before Commit.
-	// ErrNoSpace if it will not fit; fs.ErrExist if the key exists, or another
-	// writer has begun it.
-	Create(ctx context.Context, key Key, size int64) (ColumnWriter, error)
+	// ErrNoSpace if it will not fit; fs.ErrExist if another writer has begun
+	// the key, or it exists and the mode does not replace.
+	Create(ctx context.Context, key Key, size int64, mode CreateMode) (ColumnWriter, error)
 
 	// Open reads a committed column; fs.ErrNotExist if there is none.
 	Open(ctx context.Context, key Key) (ColumnReader, error)
@@ -39,6 +39,27 @@ type Target interface {
 
 	// Space says how much the target holds and how much of that is free.
 	Space(ctx context.Context) (Space, error)
+}
+
+// CreateMode says what a column may be written over.
+type CreateMode uint8
+
+const (
+	// CreateNew: nothing; a key that exists is fs.ErrExist.
+	CreateNew CreateMode = iota
+	// CreateReplace: a committed column of that key. Commit puts the new one in
+	// its place atomically: whoever opens the key meets the old column or the
+	// new one, also after a crash, and never none. A reader that was open may
+	// go on with bytes of either.
+	CreateReplace
+)
+
+// Check reports what is wrong with the mode, if anything.
+func (m CreateMode) Check() error {
+	if m > CreateReplace {
+		return fmt.Errorf("mode %d of a new column: %w", m, catalog.ErrInvalid)
+	}
+	return nil
 }
 
 // ColumnWriter takes the bytes of one column, from the first to the last. It

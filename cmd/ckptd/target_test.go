@@ -259,7 +259,7 @@ func TestMemoryOfATargetWith64Clients(t *testing.T) {
 		r := p.dial()
 		wg.Go(func() {
 			k := remotetier.Key{Blob: fmt.Sprintf("run/%d", i)}
-			w, err := r.Create(t.Context(), k, int64(len(b)))
+			w, err := r.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 			if err != nil {
 				t.Error(err)
 				return
@@ -317,7 +317,7 @@ func peakMemory(t *testing.T, pid int) int64 {
 func TestTargetStopsCleanly(t *testing.T) {
 	p := startTarget(t, "t0")
 	r := p.dial()
-	w, err := r.Create(t.Context(), remotetier.Key{Blob: "a"}, 1<<20)
+	w, err := r.Create(t.Context(), remotetier.Key{Blob: "a"}, 1<<20, remotetier.CreateNew)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,11 +49,55 @@ type story struct {
 	small   [][]byte // values written to the record, the last maybe not acknowledged
 	acked   int      // how many of them are
 	removed state    // of blob "run/a"
+	changed state    // of the column replacedKey
+}
+
+// replacedKey is a column that is written, and then replaced by a longer one.
+var replacedKey = remotetier.Key{Blob: "run/c", Generation: 1, Column: 0}
+
+func replaced(i int) []byte {
+	b := vfs.AlignedBuffer(4096 * (i + 2))
+	for j := range b {
+		b[j] = byte(i + 1)
+	}
+	return b
+}
+
+// replace writes the column for the i-th time.
+func replace(t *testing.T, d *target.Dir, i int) error {
+	b := replaced(i)
+	w, err := d.Create(t.Context(), replacedKey, int64(len(b)), remotetier.CreateReplace)
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	return errors.Join(w.Write(t.Context(), b), w.Commit(t.Context()))
+}
+
+// checkReplaced: the old column or the new one, and once it was replaced the
+// new one.
+func checkReplaced(t *testing.T, d *target.Dir, s *story, what string) {
+	if s.changed == absent {
+		return
+	}
+	r, err := d.Open(t.Context(), replacedKey)
+	if err != nil {
+		t.Errorf("%s: the replaced column: %v", what, err)
+		return
+	}
+	defer r.Close()
+	got := make([]byte, r.Size())
+	if _, err := r.ReadAt(t.Context(), got, 0); err != nil {
+		t.Errorf("%s: the replaced column: %v", what, err)
+	}
+	if !bytes.Equal(got, replaced(1)) && !(s.changed == maybe && bytes.Equal(got, replaced(0))) {
+		t.Errorf("%s: the replaced column has %d bytes", what, len(got))
+	}
 }
 
 // tell runs the scenario until something fails.
 func tell(t *testing.T, fsys vfs.FS, s *story) error {
-	_, tier, err := dirs(fsys, 3)
+	all, tier, err := dirs(fsys, 3)
 	if err != nil {
 		return err
 	}
@@ -92,6 +136,15 @@ func tell(t *testing.T, fsys vfs.FS, s *story) error {
 		return err
 	}
 	s.removed = durable
+	s.blobs[replacedKey.Blob] = maybe
+	if err := replace(t, all[0], 0); err != nil {
+		return err
+	}
+	s.changed = maybe
+	if err := replace(t, all[0], 1); err != nil {
+		return err
+	}
+	s.changed = durable
 	return small("three")
 }
 
@@ -122,7 +175,11 @@ func check(t *testing.T, fsys vfs.FS, s *story, what string) {
 			t.Errorf("%s: %s was acknowledged: %v", what, name, err)
 		}
 	}
+	checkReplaced(t, all[0], s, what)
 	for f, err := range tier.Scan(t.Context(), "") {
+		if f.Place.Blob == replacedKey.Blob {
+			continue // its bytes are no column's
+		}
 		if err != nil {
 			t.Errorf("%s: scan: %v", what, err)
 			continue

@@ -67,7 +67,7 @@ func TestReadablePaths(t *testing.T) {
 	dir := t.TempDir()
 	d := open(t, vfs.OS, dir)
 	k := remotetier.Key{Blob: "llama/000000000001-000001/rank-00000.safetensors", Generation: 255, Column: 3}
-	w, err := d.Create(t.Context(), k, 4096)
+	w, err := d.Create(t.Context(), k, 4096, remotetier.CreateNew)
 	if err != nil {
 		t.Fatal(err)
 	}

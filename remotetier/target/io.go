@@ -22,22 +22,23 @@ type writer struct {
 	f    vfs.File // nil: closed
 	size int64
 	off  int64
+	mode remotetier.CreateMode
 	done bool // closed: the key may be another's by now
 }
 
 // Create begins a column: its room is taken from the disk before any byte comes.
-func (d *Dir) Create(ctx context.Context, key remotetier.Key, size int64) (remotetier.ColumnWriter, error) {
-	if err := errors.Join(ctx.Err(), key.Check()); err != nil {
+func (d *Dir) Create(ctx context.Context, key remotetier.Key, size int64, mode remotetier.CreateMode) (remotetier.ColumnWriter, error) {
+	if err := errors.Join(ctx.Err(), key.Check(), mode.Check()); err != nil {
 		return nil, err
 	}
 	if size <= 0 || size%vfs.Align != 0 {
 		return nil, fmt.Errorf("create %v: %w: size %d is no multiple of %d", key, catalog.ErrInvalid, size, vfs.Align)
 	}
-	tmp, err := d.claim(key)
+	tmp, err := d.claim(key, mode)
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{d: d, key: key, tmp: tmp, size: size}
+	w := &writer{d: d, key: key, tmp: tmp, size: size, mode: mode}
 	if err := w.start(); err != nil {
 		_ = w.Close()
 		return nil, fmt.Errorf("create %v: %w", key, err)
@@ -46,15 +47,16 @@ func (d *Dir) Create(ctx context.Context, key remotetier.Key, size int64) (remot
 }
 
 // claim makes key busy and names its staging file.
-func (d *Dir) claim(key remotetier.Key) (tmp string, err error) {
+func (d *Dir) claim(key remotetier.Key, mode remotetier.CreateMode) (tmp string, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.mu.busy[key] {
 		return "", fmt.Errorf("column %v is being written: %w", key, fs.ErrExist)
 	}
-	if _, err := d.fs.Stat(d.column(key)); err == nil {
+	switch _, err := d.fs.Stat(d.column(key)); {
+	case err == nil && mode == remotetier.CreateNew:
 		return "", fmt.Errorf("column %v: %w", key, fs.ErrExist)
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return "", err
 	}
 	d.mu.busy[key] = true
@@ -110,10 +112,11 @@ func (w *writer) Commit(ctx context.Context) error {
 		return err
 	}
 	w.tmp = "" // from here the file has its name
-	if err := w.d.fs.SyncDir(filepath.Dir(name)); err != nil {
-		return errors.Join(err, w.d.unlink(name))
+	err := w.d.fs.SyncDir(filepath.Dir(name))
+	if err != nil && w.mode == remotetier.CreateNew {
+		return errors.Join(err, w.d.unlink(name)) // in place of another one it stays: old or new, not none
 	}
-	return w.Close()
+	return errors.Join(err, w.Close())
 }
 
 func (w *writer) publish(name string) error {

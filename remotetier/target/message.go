@@ -35,6 +35,11 @@ type message struct {
 
 func newMessage(op byte) *message { return &message{b: []byte{op}} }
 
+func (m *message) putU8(v byte) *message {
+	m.b = append(m.b, v)
+	return m
+}
+
 func (m *message) putU64(v uint64) *message {
 	m.b = binary.LittleEndian.AppendUint64(m.b, v)
 	return m
@@ -47,9 +52,7 @@ func (m *message) putString(s string) *message {
 }
 
 func (m *message) putKey(k remotetier.Key) *message {
-	m.putString(k.Blob).putU64(k.Generation)
-	m.b = append(m.b, byte(k.Column))
-	return m
+	return m.putString(k.Blob).putU64(k.Generation).putU8(byte(k.Column))
 }
 
 func (m *message) take(n int) []byte {

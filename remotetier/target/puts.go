@@ -24,11 +24,16 @@ type session struct {
 // that asks again.
 const maxDone = 256
 
-// put is a column being written by a client.
-type put struct {
+// wanted is what a client says of a column when it begins it.
+type wanted struct {
 	key  remotetier.Key
 	size int64
+	mode remotetier.CreateMode
+}
 
+// put is a column being written by a client.
+type put struct {
+	wanted
 	turn chan struct{} // holds a token while nobody works on the put
 
 	// What follows belongs to who has the token.
@@ -159,10 +164,11 @@ func (h *handler) servePut(ctx context.Context) error {
 	switch h.op {
 	case opCreate:
 		size, key := h.m.size(), h.m.key(false)
-		if err := h.m.end("create"); err != nil {
+		mode := remotetier.CreateMode(h.m.u8())
+		if err := errors.Join(h.m.end("create"), mode.Check()); err != nil {
 			return err
 		}
-		return h.create(ctx, id, key, size)
+		return h.create(ctx, id, wanted{key, size, mode})
 	case opWrite:
 		off := h.m.size()
 		if err := h.m.end("write"); err != nil {
@@ -182,8 +188,8 @@ func (h *handler) servePut(ctx context.Context) error {
 }
 
 // create begins a column, once.
-func (h *handler) create(ctx context.Context, id uint64, key remotetier.Key, size int64) error {
-	p, isNew, err := h.enter(id, key, size)
+func (h *handler) create(ctx context.Context, id uint64, want wanted) error {
+	p, isNew, err := h.enter(id, want)
 	if err != nil {
 		return err
 	}
@@ -199,7 +205,7 @@ func (h *handler) create(ctx context.Context, id uint64, key remotetier.Key, siz
 	}
 	defer p.release() // it was made taken
 	err = h.onDisk(ctx, func() (err error) {
-		p.w, err = h.dir.Create(ctx, key, size)
+		p.w, err = h.dir.Create(ctx, p.key, p.size, p.mode)
 		return err
 	})
 	if err != nil {
@@ -210,7 +216,7 @@ func (h *handler) create(ctx context.Context, id uint64, key remotetier.Key, siz
 }
 
 // enter finds a put, or makes one that is taken.
-func (h *handler) enter(id uint64, key remotetier.Key, size int64) (p *put, isNew bool, err error) {
+func (h *handler) enter(id uint64, want wanted) (p *put, isNew bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	ss := h.mu.sessions[h.session]
@@ -218,15 +224,15 @@ func (h *handler) enter(id uint64, key remotetier.Key, size int64) (p *put, isNe
 	case ss == nil:
 		return nil, false, errGivenUp
 	case ss.puts[id] != nil:
-		if p = ss.puts[id]; p.key != key || p.size != size {
-			return nil, false, fmt.Errorf("create %v: %w: the put is of %v", key, catalog.ErrInvalid, p.key)
+		if p = ss.puts[id]; p.wanted != want {
+			return nil, false, fmt.Errorf("create %v: %w: the put is of %v", want.key, catalog.ErrInvalid, p.key)
 		}
 		return p, false, nil
 	case h.mu.puts >= h.opt.MaxPuts || len(ss.puts) >= h.opt.MaxPuts+maxDone:
-		return nil, false, fmt.Errorf("create %v: %w: %d columns are being written", key, catalog.ErrUnavailable, h.mu.puts)
+		return nil, false, fmt.Errorf("create %v: %w: %d columns are being written", want.key, catalog.ErrUnavailable, h.mu.puts)
 	}
-	p = &put{key: key, size: size, turn: make(chan struct{}, 1), sums: new(sums)}
-	p.sums.size = size
+	p = &put{wanted: want, turn: make(chan struct{}, 1), sums: new(sums)}
+	p.sums.size = want.size
 	ss.puts[id] = p
 	h.mu.puts++
 	return p, true, nil

@@ -200,8 +200,8 @@ func entries(b []byte, prefix string, after remotetier.Key) (page []remotetier.E
 }
 
 // Create begins a column, and gives up those whose end was not heard of.
-func (r *Remote) Create(ctx context.Context, key remotetier.Key, size int64) (remotetier.ColumnWriter, error) {
-	if err := errors.Join(ctx.Err(), key.Check()); err != nil {
+func (r *Remote) Create(ctx context.Context, key remotetier.Key, size int64, mode remotetier.CreateMode) (remotetier.ColumnWriter, error) {
+	if err := errors.Join(ctx.Err(), key.Check(), mode.Check()); err != nil {
 		return nil, err
 	}
 	if size <= 0 || size%pageSize != 0 {
@@ -216,7 +216,7 @@ func (r *Remote) Create(ctx context.Context, key remotetier.Key, size int64) (re
 	for _, id := range orphans {
 		ops = append(ops, &fabric.Op{Request: newMessage(opAbort).putU64(id).b})
 	}
-	op := &fabric.Op{Request: newMessage(opCreate).putU64(w.id).putU64(uint64(size)).putKey(key).b}
+	op := &fabric.Op{Request: newMessage(opCreate).putU64(w.id).putU64(uint64(size)).putKey(key).putU8(byte(mode)).b}
 	_ = r.client.Do(ctx, append(ops, op)...) // each has its own error
 	for i, o := range ops {
 		if o.Err != nil {

@@ -57,7 +57,12 @@ func (r raw) do(op byte, put uint64, more []byte, out []byte) error {
 }
 
 func (r raw) create(put uint64, k remotetier.Key, size int) error {
-	return r.do(1, put, append(binary.LittleEndian.AppendUint64(nil, uint64(size)), keyBytes(k)...), nil)
+	return r.createAs(put, k, size, 0)
+}
+
+func (r raw) createAs(put uint64, k remotetier.Key, size int, mode byte) error {
+	b := append(binary.LittleEndian.AppendUint64(nil, uint64(size)), keyBytes(k)...)
+	return r.do(1, put, append(b, mode), nil)
 }
 
 func (r raw) write(put uint64, off int, p []byte) error {
@@ -126,6 +131,12 @@ func TestTwiceIsOnce(t *testing.T) {
 		t.Error("the bytes differ")
 	}
 	is("create of what is committed", c.create(3, aKey, len(b)), fs.ErrExist)
+	is("create in an unknown mode", c.createAs(4, aKey, len(b), 2), catalog.ErrInvalid)
+	is("create to replace", c.createAs(4, aKey, len(b), 1), nil)
+	is("create to replace, again", c.createAs(4, aKey, len(b), 1), nil)
+	is("create of the put that replaces, anew", c.createAs(4, aKey, len(b), 0), catalog.ErrInvalid)
+	is("create to replace by another put", c.createAs(5, aKey, len(b), 1), fs.ErrExist)
+	is("abort", c.abort(4), nil)
 	for range 2 {
 		is("abort of what was never there", c.abort(99), nil)
 	}
@@ -247,7 +258,7 @@ func TestTargetRestarts(t *testing.T) {
 	s := serve(t, "t0", target.ServerOptions{})
 	r, b := s.dial(tcp.Options{}), random(1<<20, 4)
 	put := func(k remotetier.Key, before, middle func()) error {
-		w, err := r.Create(t.Context(), k, int64(len(b)))
+		w, err := r.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 		if err != nil {
 			return err
 		}
@@ -436,7 +447,7 @@ func TestPromise4CutAnywhere(t *testing.T) {
 		k := aKey
 		k.Generation = uint64(i)
 		b := random(1<<20, byte(i))
-		w, err := r.Create(t.Context(), k, int64(len(b)))
+		w, err := r.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 		if err == nil {
 			err = errors.Join(w.Write(t.Context(), b[:1<<19]), w.Write(t.Context(), b[1<<19:]))
 		}
@@ -603,7 +614,7 @@ func TestFullTargetIsPassedBy(t *testing.T) {
 		t.Cleanup(func() { s.stop() })
 		r := s.dial(tcp.Options{})
 		if i == 0 {
-			if _, err := r.Create(t.Context(), aKey, 1<<20); !errors.Is(err, catalog.ErrNoSpace) {
+			if _, err := r.Create(t.Context(), aKey, 1<<20, remotetier.CreateNew); !errors.Is(err, catalog.ErrNoSpace) {
 				t.Errorf("Create on a full target = %v, want ErrNoSpace", err)
 			}
 		}
@@ -645,7 +656,7 @@ func TestPromise4AckIsDurable(t *testing.T) {
 		k := aKey
 		k.Column = i
 		b := random(300*4096, byte(i))
-		w, err := r.Create(t.Context(), k, int64(len(b)))
+		w, err := r.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 		if err != nil {
 			t.Fatal(err)
 		}

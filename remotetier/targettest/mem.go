@@ -2,6 +2,7 @@ package targettest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -110,8 +111,8 @@ func (m *Mem) begin(ctx context.Context, op string, key remotetier.Key) error {
 
 func (m *Mem) Name() string { return m.name }
 
-func (m *Mem) Create(ctx context.Context, key remotetier.Key, size int64) (remotetier.ColumnWriter, error) {
-	if err := key.Check(); err != nil {
+func (m *Mem) Create(ctx context.Context, key remotetier.Key, size int64, mode remotetier.CreateMode) (remotetier.ColumnWriter, error) {
+	if err := errors.Join(key.Check(), mode.Check()); err != nil {
 		return nil, err
 	}
 	if err := m.begin(ctx, "create", key); err != nil {
@@ -119,7 +120,7 @@ func (m *Mem) Create(ctx context.Context, key remotetier.Key, size int64) (remot
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.mu.busy[key] || m.mu.cols[key] != nil {
+	if m.mu.busy[key] || mode == remotetier.CreateNew && m.mu.cols[key] != nil {
 		return nil, fmt.Errorf("create %v: %w", key, fs.ErrExist)
 	}
 	if free := m.mu.total - m.used(); free < size {

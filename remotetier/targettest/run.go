@@ -28,6 +28,7 @@ func Run(t *testing.T, open func(t *testing.T) remotetier.Target) {
 		{"CloseLeavesNothing", testClose},
 		{"CommitNeedsAllBytes", testShort},
 		{"OneWriterAKey", testOneWriter},
+		{"ReplaceIsOldOrNew", testReplace},
 		{"ReadAnyRange", testRanges},
 		{"OpenMissing", testMissing},
 		{"Remove", testRemove},
@@ -60,7 +61,7 @@ func pages(n int, seed uint64) []byte {
 // put writes a whole column.
 func put(t *testing.T, tg remotetier.Target, k remotetier.Key, b []byte) {
 	t.Helper()
-	w, err := tg.Create(t.Context(), k, int64(len(b)))
+	w, err := tg.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 	if err != nil {
 		t.Fatalf("Create: %v", err)
 	}
@@ -112,7 +113,7 @@ func testName(t *testing.T, tg remotetier.Target) {
 
 func testCommit(t *testing.T, tg remotetier.Target) {
 	k, b := key("run/000000000001-000001/rank-00000.safetensors", 7, 2), pages(10, 1)
-	w, err := tg.Create(t.Context(), k, int64(len(b)))
+	w, err := tg.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +142,7 @@ func testCommit(t *testing.T, tg remotetier.Target) {
 
 func testClose(t *testing.T, tg remotetier.Target) {
 	k, b := key("a", 1, 0), pages(4, 2)
-	w, err := tg.Create(t.Context(), k, int64(len(b)))
+	w, err := tg.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +166,7 @@ func testClose(t *testing.T, tg remotetier.Target) {
 
 func testShort(t *testing.T, tg remotetier.Target) {
 	k, b := key("a", 1, 0), pages(4, 3)
-	w, err := tg.Create(t.Context(), k, int64(len(b)))
+	w, err := tg.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +181,7 @@ func testShort(t *testing.T, tg remotetier.Target) {
 	if get(t, tg, k) != nil {
 		t.Error("a failed Commit left a column")
 	}
-	w, err = tg.Create(t.Context(), k, 4096)
+	w, err = tg.Create(t.Context(), k, 4096, remotetier.CreateNew)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,17 +193,82 @@ func testShort(t *testing.T, tg remotetier.Target) {
 
 func testOneWriter(t *testing.T, tg remotetier.Target) {
 	k, b := key("a/b", 1, 0), pages(2, 4)
-	w, err := tg.Create(t.Context(), k, int64(len(b)))
+	w, err := tg.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tg.Create(t.Context(), k, int64(len(b))); !errors.Is(err, fs.ErrExist) {
+	if _, err := tg.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("second Create = %v, want fs.ErrExist", err)
 	}
 	_ = w.Close()
 	put(t, tg, k, b)
-	if _, err := tg.Create(t.Context(), k, int64(len(b))); !errors.Is(err, fs.ErrExist) {
+	if _, err := tg.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("Create of a committed key = %v, want fs.ErrExist", err)
+	}
+}
+
+// testReplace reads a key all the time while it is replaced, and gives one
+// replacement up.
+func testReplace(t *testing.T, tg remotetier.Target) {
+	k := key("a/b", 1, 0)
+	create := func(size int) remotetier.ColumnWriter {
+		w, err := tg.Create(t.Context(), k, int64(size), remotetier.CreateReplace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	old, other := pages(3, 15), pages(5, 16) // a column that was cut gets longer
+	w := create(len(old))                    // there is nothing to replace
+	if err := errors.Join(w.Write(t.Context(), old), w.Commit(t.Context()), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	w = create(len(other))
+	if _, err := tg.Create(t.Context(), k, int64(len(old)), remotetier.CreateReplace); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("Create of a key being replaced = %v, want fs.ErrExist", err)
+	}
+	if err := errors.Join(w.Write(t.Context(), other), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(get(t, tg, k), old) {
+		t.Error("a replacement given up touched the column")
+	}
+	stop, wg := make(chan struct{}), sync.WaitGroup{}
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			r, err := tg.Open(t.Context(), k)
+			if err != nil {
+				t.Errorf("Open while the key is replaced: %v", err)
+				return
+			}
+			if n := r.Size(); n != int64(len(old)) && n != int64(len(other)) {
+				t.Errorf("a column of %d bytes", n)
+			}
+			_ = r.Close()
+		}
+	})
+	for i := range 6 {
+		b := [][]byte{other, old}[i%2]
+		w := create(len(b))
+		if err := errors.Join(w.Write(t.Context(), b), w.Commit(t.Context()), w.Close()); err != nil {
+			t.Error(err)
+		}
+		if !bytes.Equal(get(t, tg, k), b) {
+			t.Errorf("replacement %d: the bytes differ", i)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if got := list(t, tg, ""); !slices.Equal(got, []remotetier.Key{k}) {
+		t.Errorf("List = %v, want %v", got, k)
+	}
+	if _, err := tg.Create(t.Context(), k, 4096, 2); err == nil {
+		t.Error("Create took mode 2")
 	}
 }
 
@@ -320,11 +386,11 @@ func testListEnds(t *testing.T, tg remotetier.Target) {
 
 func testBadNames(t *testing.T, tg remotetier.Target) {
 	for _, blob := range []string{"", "/a", "a/", "a//b", "..", "a/../b", ".a", "a/.b", "a b", "a\x00", "a/g0000000000000001.c00.col", "ü"} {
-		if _, err := tg.Create(t.Context(), key(blob, 1, 0), 4096); err == nil {
+		if _, err := tg.Create(t.Context(), key(blob, 1, 0), 4096, remotetier.CreateNew); err == nil {
 			t.Errorf("Create took the name %q", blob)
 		}
 	}
-	if _, err := tg.Create(t.Context(), key("a", 1, 40), 4096); err == nil {
+	if _, err := tg.Create(t.Context(), key("a", 1, 40), 4096, remotetier.CreateNew); err == nil {
 		t.Error("Create took column 40")
 	}
 }
@@ -334,7 +400,7 @@ func testSpace(t *testing.T, tg remotetier.Target) {
 	if err != nil || s.Total <= 0 || s.Free < 0 || s.Free > s.Total {
 		t.Errorf("Space = %+v, %v", s, err)
 	}
-	if w, err := tg.Create(t.Context(), key("a", 1, 0), 1<<55); err == nil {
+	if w, err := tg.Create(t.Context(), key("a", 1, 0), 1<<55, remotetier.CreateNew); err == nil {
 		_ = w.Close()
 		t.Error("Create promised 32 PiB")
 	}
@@ -354,7 +420,7 @@ func testContext(t *testing.T, tg remotetier.Target) {
 	if _, err := r.ReadAt(ctx, make([]byte, 1), 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("ReadAt = %v, want context.Canceled", err)
 	}
-	if _, err := tg.Create(ctx, key("a", 2, 0), 4096); !errors.Is(err, context.Canceled) {
+	if _, err := tg.Create(ctx, key("a", 2, 0), 4096, remotetier.CreateNew); !errors.Is(err, context.Canceled) {
 		t.Errorf("Create = %v, want context.Canceled", err)
 	}
 	for _, err := range tg.List(ctx, "") {
@@ -372,7 +438,7 @@ func testConcurrent(t *testing.T, tg remotetier.Target) {
 		wg.Go(func() {
 			for gen := range uint64(20) {
 				k := key("run/step", gen, i)
-				w, err := tg.Create(t.Context(), k, int64(len(b)))
+				w, err := tg.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)
 				if err == nil {
 					err = errors.Join(w.Write(t.Context(), b), w.Commit(t.Context()), w.Close())
 				}
