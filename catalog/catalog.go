@@ -337,7 +337,7 @@ func (c *Catalog) SetPolicy(ctx context.Context, run Run, p Policy, now time.Tim
 	if _, err := ParseRun(string(run)); err != nil {
 		return err
 	}
-	if err := p.Retention.Check(); err != nil {
+	if err := p.Check(); err != nil {
 		return fmt.Errorf("policy of %s: %w", run, err)
 	}
 	_, err := update(ctx, c.records, runKey(run), func(r *RunRecord, exists bool) error {

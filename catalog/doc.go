@@ -27,6 +27,12 @@
 // Lists and Resolve read a local mirror that is first brought up to the
 // driver's head, so they show every commit that returned before they began.
 //
+// The targets of the remote tier are one record, TargetMap, whose Version grows
+// with each change; who may change what is in TargetRecord.SetState and in the
+// methods of TargetMap, and a state that a person ordered is not overwritten by
+// probes. What a target says of itself, TargetStatus, is a record each and
+// decides nothing.
+//
 // Every change can be made again: after ErrUnavailable it may have happened,
 // and the caller just calls once more. A lost answer burns no attempt and
 // commits no set twice.

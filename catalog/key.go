@@ -30,7 +30,23 @@ func nodeKey(node string) string              { return "node." + escape(node) }
 func bulkPrefix(d Digest) string              { return "bulk." + d.String() }
 func bulkKey(d Digest, chunk int) string      { return fmt.Sprintf("%s.%06d", bulkPrefix(d), chunk) }
 
-const coordKey = "coord"
+const (
+	coordKey           = "coord"
+	targetMapKey       = "targets"
+	targetStatusPrefix = "target"
+)
+
+// targetStatusKey names a target's status; node is empty for one that all reach.
+func targetStatusKey(name, node string) string {
+	key := targetStatusPrefix + "." + targetEscaper.Replace(name)
+	if node != "" {
+		key += "." + escape(node)
+	}
+	return key
+}
+
+// targetEscaper also hides what a target's name may hold and a key may not.
+var targetEscaper = strings.NewReplacer(".", "=2E", ":", "=3A", "@", "=40")
 
 // MaxKey bounds a record's key, in bytes: a run and a node of the longest names,
 // every byte a dot, fit. A NATS subject must fit into one protocol line of 4 KiB.
@@ -58,6 +74,15 @@ func CheckKey(key string) error {
 
 // CheckNode reports what is wrong with a node's name.
 func CheckNode(name string) error { return checkName("node", name, MaxComponentLen) }
+
+// CheckTargetName reports what is wrong with the name of a target of the remote tier.
+func CheckTargetName(name string) error {
+	bad := func(c rune) bool { return c > 0x7f || !isNameByte(byte(c)) && c != ':' && c != '@' && c != '/' }
+	if name == "" || len(name) > MaxTargetName || strings.ContainsFunc(name, bad) {
+		return fmt.Errorf("target name %.80q: %w: want 1 to %d letters, digits and any of -_.:@/", name, ErrInvalid, MaxTargetName)
+	}
+	return nil
+}
 
 // checkHolder is CheckNode for who holds a lease: a node's name and some more.
 func checkHolder(name string) error { return checkName("lease holder", name, 2*MaxComponentLen) }

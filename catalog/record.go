@@ -51,9 +51,25 @@ type Policy struct {
 	Unit       int64         `json:"unit,omitempty"`       // stripe unit, bytes
 	NoDrain    bool          `json:"no_drain,omitempty"`   // keep sets on their nodes only
 	NoVerify   bool          `json:"no_verify,omitempty"`  // stop at remote
+	Remote     string        `json:"remote,omitempty"`     // pool of targets that new columns go to; "" is the default one
+	Compress   string        `json:"compress,omitempty"`   // "zstd": shards are compressed on the way to the remote tier; "" leaves them as they are
 	Replicas   int           `json:"replicas,omitempty"`   // extra nodes that hold each shard
 	Incomplete time.Duration `json:"incomplete,omitempty"` // abort a set still writing after this long, ns
 	Retention  Retention     `json:"retention,omitzero"`   // applied after each commit; zero keeps everything
+}
+
+// Check reports what could never be carried out. Whether there are targets
+// enough is the node's to say.
+func (p *Policy) Check() error {
+	switch {
+	case p.Remote != "" && CheckTargetName(p.Remote) != nil:
+		return fmt.Errorf("remote %.80q: %w: want the name of a pool of targets", p.Remote, ErrInvalid)
+	case p.Compress != "" && p.Compress != "zstd":
+		return fmt.Errorf("compress %.80q: %w: want zstd, or nothing", p.Compress, ErrInvalid)
+	case p.Incomplete < 0:
+		return fmt.Errorf("incomplete %v: %w: it is negative", p.Incomplete, ErrInvalid)
+	}
+	return p.Retention.Check()
 }
 
 // Retention says which sets to keep; a set kept by any rule stays. The zero

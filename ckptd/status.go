@@ -118,10 +118,10 @@ func (n *Node) checkPolicy(p catalog.Policy) error {
 	if p.Replicas != 0 {
 		return fmt.Errorf("replicas: %w: copies on other nodes are not made yet; leave it 0", catalog.ErrInvalid)
 	}
-	if p.Incomplete < 0 {
-		return fmt.Errorf("incomplete: %w: it is negative", catalog.ErrInvalid)
+	if p.Compress != "" {
+		return fmt.Errorf("compress: %w: shards are not compressed yet; leave it empty", catalog.ErrInvalid)
 	}
-	return p.Retention.Check()
+	return p.Check()
 }
 
 // getMetrics is the Prometheus text format, version 0.0.4.

@@ -109,7 +109,7 @@ const (
 	MaxBlobName   = 1024
 	MaxBlobPart   = 200
 	MaxBlobDepth  = 16
-	MaxTargetName = 64
+	MaxTargetName = catalog.MaxTargetName
 )
 
 // CheckBlob reports what is wrong with a blob's name, if anything.
@@ -138,18 +138,11 @@ func CheckBlob(name string) error {
 }
 
 // CheckTargetName reports what is wrong with a target's name, if anything.
-func CheckTargetName(name string) error {
-	if name == "" || len(name) > MaxTargetName || strings.ContainsFunc(name, notTargetRune) {
-		return fmt.Errorf("target name %.80q: %w: want 1 to 64 letters, digits and any of -_.:@/", name, catalog.ErrInvalid)
-	}
-	return nil
-}
+func CheckTargetName(name string) error { return catalog.CheckTargetName(name) }
 
 func notNameRune(c rune) bool {
 	return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_' || c == '.')
 }
-
-func notTargetRune(c rune) bool { return notNameRune(c) && c != ':' && c != '@' && c != '/' }
 
 // Check reports what is wrong with the key, if anything.
 func (k Key) Check() error {
