@@ -30,6 +30,7 @@ var layers = map[string][]string{
 	"localtier/vfs":         {"catalog"},
 	"localtier":             {"localtier/vfs", "catalog"},
 	"remotetier/stripe":     {"catalog"},
+	"remotetier/traffic":    {"catalog"},
 	"remotetier":            {"remotetier/stripe", "catalog"},
 	"sdk/wire":              {"catalog"},
 	"sdk/ckpt":              {"sdk/wire", "catalog"},
