@@ -39,7 +39,7 @@ func benchDrain(ctx context.Context, b *bench) error {
 }
 
 func (b *bench) drainCPU(ctx context.Context, data []byte) (err error) {
-	d, err := b.start(ctx, arenaFor(b.opt.Size))
+	d, err := b.startNetworked(ctx, arenaFor(b.opt.Size))
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (b *bench) drainCPU(ctx context.Context, data []byte) (err error) {
 			return err
 		}
 		if parts == nil {
-			parts = drainParts(at, b.dir, data, 2, 1)
+			parts = drainParts(at, b.dir, data, layoutK, layoutM)
 		}
 		parts[0].do = readColumns([]string{at.path}, at.size)
 		sum, err := measure(parts, at.size)
@@ -73,7 +73,7 @@ func (b *bench) drainCPU(ctx context.Context, data []byte) (err error) {
 			return err
 		}
 		var wall time.Duration
-		cpu, err := cpuOf(d, func() (err error) {
+		cpu, err := cpuOf(d.processes(), func() (err error) {
 			wall, err = took(func() error { return d.drain(ctx, run, at.ref) })
 			return err
 		})
@@ -82,9 +82,6 @@ func (b *bench) drainCPU(ctx context.Context, data []byte) (err error) {
 		}
 		if place, _, err = columns(ctx, d, at); err != nil {
 			return err
-		}
-		if k, m, err := layoutOf(place); err != nil || k != 2 || m != 1 {
-			return errors.Join(err, fmt.Errorf("layout %s: %w: the yardstick is for 2+1", place.Layout, catalog.ErrInvalid))
 		}
 		p, err := readWhole(ctx, d.client, at, ckpt.From("remote"))
 		if err == nil {
@@ -101,7 +98,7 @@ func (b *bench) drainCPU(ctx context.Context, data []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	b.versus("drain.cpu", product, yard, "%s to layout %s, daemon and targets, at %s; alone: %s (targets are folders: no network); reading back to verified costs %.3f s/GiB more",
+	b.versus("drain.cpu", product, yard, "%s to layout %s, daemon and six target processes over loopback TCP, at %s; alone: %s; reading back to verified costs %.3f s/GiB more",
 		amount(float64(len(data)), "B"), place.Layout, amount(median(rate), "B/s"), account(parts), perGiB(verify, int64(b.opt.Pairs+1)*b.opt.Size))
 	return nil
 }
@@ -119,6 +116,7 @@ func drainParts(at *saved, dir string, data []byte, k, m int) []*part {
 			return nil
 		}},
 		{name: "Reed-Solomon", do: func() error { return encode(data, k, m) }},
+		{name: "loopback TCP of the columns", do: sendMemory(data, k, m)},
 		{name: "O_DIRECT write of the columns", do: func() error { return writeColumns(dir, data, k, m) }},
 	}
 }
@@ -175,7 +173,7 @@ func writeColumns(dir string, data []byte, k, m int) error {
 
 // verifyAll reads the sets 0 … n-1 of a run back and gives the processor time.
 func (d *daemon) verifyAll(ctx context.Context, run string, n int) (time.Duration, error) {
-	return cpuOf(d, func() error {
+	return cpuOf(d.processes(), func() error {
 		if _, err := d.client.SetPolicy(ctx, run, catalog.Policy{}); err != nil {
 			return err
 		}
@@ -194,7 +192,7 @@ func (d *daemon) verifyAll(ctx context.Context, run string, n int) (time.Duratio
 // drainMemory drains and verifies several sets in one go and keeps the largest
 // memory seen.
 func (b *bench) drainMemory(ctx context.Context, data []byte) (err error) {
-	d, err := b.start(ctx, arenaFor(b.opt.Size))
+	d, err := b.startNetworked(ctx, arenaFor(b.opt.Size))
 	if err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ func (b *bench) prepare() (clean func() error, err error) {
 // suite, their columns, and the yardstick's file.
 func (b *bench) need() int64 {
 	saves := int64(b.opt.Pairs)*2 + 6
-	drains := 3*drainSets(b.opt) + 2
+	drains := 5*max(drainSets(b.opt), int64(b.opt.Pairs)+1)/2 + 2 // each set, and its columns of 6/4 of that
 	return max(saves, drains)*b.opt.Size + 2<<30
 }
 

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"hash/crc32"
-	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -112,24 +110,28 @@ func sumCRC(data []byte) func() error {
 	}
 }
 
-// rebuildFirst reconstructs the first column of k from the others and one
-// parity column, in units.
-func rebuildFirst(data []byte, k, m int) func() error {
+// rebuildFirst reconstructs the first lost data columns of k+m from the other
+// columns, in units.
+func rebuildFirst(data []byte, k, m, lost int) func() error {
 	return func() error {
 		rs, err := reedsolomon.New(k, m, reedsolomon.WithMaxGoroutines(1), reedsolomon.WithFastOneParityMatrix())
 		if err != nil {
 			return err
 		}
-		spare := make([]byte, unit)
+		spare := make([]byte, lost*unit)
 		need := make([]bool, k+m)
-		need[0] = true
+		for i := range lost {
+			need[i] = true
+		}
 		for at := 0; at+k*unit <= len(data); at += k * unit {
 			shards := make([][]byte, k+m)
-			shards[0] = spare[:0]
-			for i := 1; i < k; i++ {
+			for i := range lost {
+				shards[i] = spare[i*unit:][:0:unit]
+				shards[k+i] = data[at+i*unit:][:unit] // any bytes take the same time
+			}
+			for i := lost; i < k; i++ {
 				shards[i] = data[at+i*unit:][:unit]
 			}
-			shards[k] = data[at:][:unit] // any bytes take the same time
 			if err := rs.ReconstructSome(shards, need); err != nil {
 				return err
 			}
@@ -138,41 +140,30 @@ func rebuildFirst(data []byte, k, m int) func() error {
 	}
 }
 
-// layoutOf reads "k+m".
-func layoutOf(p *catalog.Place) (k, m int, err error) {
-	a, b, ok := strings.Cut(p.Layout, "+")
-	if k, err = strconv.Atoi(a); err == nil && ok {
-		m, err = strconv.Atoi(b)
-	}
-	if err != nil || !ok || k < 2 || m < 1 {
-		return 0, 0, fmt.Errorf("layout %q: %w: the yardsticks are for k+m with k > 1", p.Layout, catalog.ErrInvalid)
-	}
-	return k, m, nil
-}
-
-// restoreRemote is the processor time, of client and daemon together, of
-// restoring from the targets; then without one of the columns.
+// restoreRemote is the processor time, of client, daemon and targets together,
+// of restoring from the targets; then without those of two data columns.
 func (b *bench) restoreRemote(ctx context.Context, d *daemon, at *saved, data []byte) error {
 	place, files, err := columns(ctx, d, at)
 	if err != nil {
 		return err
 	}
-	k, m, err := layoutOf(place)
-	if err != nil {
+	const k, m = layoutK, layoutM
+	n := at.size / k
+	crc, give := &part{name: "CRC32C", do: sumCRC(data)}, &part{name: "copy to the caller", do: copyFresh(at.size)}
+	healthy := []*part{{name: "sendfile over loopback TCP", do: sendFiles(files[:k], n)}, crc, give}
+	if err := b.remoteCPU(ctx, d, at, data, "restore.remote.cpu", healthy, fmt.Sprintf("layout %s, no target missing", place.Layout)); err != nil {
 		return err
 	}
-	n := at.size / int64(k)
-	healthy := []*part{{name: "O_DIRECT read of the columns", do: readColumns(files[:k], n)}, {name: "CRC32C", do: sumCRC(data)}, {name: "copy to the caller", do: copyFresh(at.size)}}
-	degraded := []*part{{name: "O_DIRECT read of the columns", do: readColumns(files[1:k+1], n)}, {name: "CRC32C", do: sumCRC(data)},
-		{name: "Reed-Solomon", do: rebuildFirst(data, k, m)}, {name: "copy to the caller", do: copyFresh(at.size)}}
-	if err := b.remoteCPU(ctx, d, at, data, "restore.remote.cpu", healthy, fmt.Sprintf("layout %s, no column missing", place.Layout)); err != nil {
-		return err
+	for _, name := range place.Targets[:m] {
+		t, err := d.target(name)
+		if err != nil {
+			return err
+		}
+		t.lose()
 	}
-	away := files[0] + ".away"
-	if err := os.Rename(files[0], away); err != nil {
-		return err
-	}
-	return b.remoteCPU(ctx, d, at, data, "restore.degraded.cpu", degraded, fmt.Sprintf("layout %s, a data column missing", place.Layout))
+	crc.v, give.v = nil, nil
+	degraded := []*part{{name: "sendfile over loopback TCP", do: sendFiles(files[m:], n)}, crc, {name: "Reed-Solomon", do: rebuildFirst(data, k, m, m)}, give}
+	return b.remoteCPU(ctx, d, at, data, "restore.degraded.cpu", degraded, fmt.Sprintf("layout %s, two targets killed, each with a data column", place.Layout))
 }
 
 func (b *bench) remoteCPU(ctx context.Context, d *daemon, at *saved, data []byte, bar string, parts []*part, what string) error {
@@ -188,7 +179,7 @@ func (b *bench) remoteCPU(ctx context.Context, d *daemon, at *saved, data []byte
 		}
 		var p []byte
 		begin := time.Now()
-		cpu, err := cpuOf(d, func() (err error) {
+		cpu, err := cpuOf(d.processes(), func() (err error) {
 			p, err = readWhole(ctx, d.client, at, ckpt.From("remote"))
 			return err
 		})
@@ -206,6 +197,6 @@ func (b *bench) remoteCPU(ctx context.Context, d *daemon, at *saved, data []byte
 			product, yard, rate = append(product, perGiB(cpu, at.size)), append(yard, sum), append(rate, r)
 		}
 	}
-	b.versus(bar, product, yard, "%s, client and daemon, %s, at %s; alone: %s (targets are folders: no network)", what, amount(float64(at.size), "B"), amount(median(rate), "B/s"), account(parts))
+	b.versus(bar, product, yard, "%s; client, daemon and targets, %s over loopback TCP, at %s; alone: %s", what, amount(float64(at.size), "B"), amount(median(rate), "B/s"), account(parts))
 	return nil
 }

@@ -26,7 +26,7 @@ func benchRestore(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	defer unix.Munmap(data)
-	d, err := b.start(ctx, arenaFor(b.opt.Size))
+	d, err := b.startNetworked(ctx, arenaFor(b.opt.Size))
 	if err != nil {
 		return err
 	}
@@ -47,6 +47,9 @@ func benchRestore(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	if err := d.drain(ctx, run, at.ref); err != nil {
+		return err
+	}
+	if err := b.amplification(ctx, d, at, data); err != nil {
 		return err
 	}
 	return b.restoreRemote(ctx, d, at, data)
@@ -262,26 +265,21 @@ func columns(ctx context.Context, d *daemon, at *saved) (*catalog.Place, []strin
 		return nil, nil, fmt.Errorf("%s: %w: it has no place on the targets", at.ref, catalog.ErrUnavailable)
 	}
 	place := set.Shards[0].Remote
+	if want := fmt.Sprintf("%d+%d", layoutK, layoutM); place.Layout != want || len(place.Targets) != benchTargets {
+		return nil, nil, fmt.Errorf("layout %s: %w: the yardsticks are for %s", place.Layout, catalog.ErrInvalid, want)
+	}
 	files := make([]string, len(place.Targets))
-	for i, t := range place.Targets {
-		root := filepath.Join(d.data, "targets", t)
-		var largest int64
-		err := filepath.WalkDir(root, func(path string, e os.DirEntry, err error) error {
-			if err != nil || e.IsDir() {
-				return err
-			}
-			st, err := e.Info()
-			if err == nil && st.Size() > largest { // the shard's column; beside it lie only small records
-				largest, files[i] = st.Size(), path
-			}
-			return err
-		})
+	for i, name := range place.Targets {
+		t, err := d.target(name)
 		if err != nil {
 			return nil, nil, err
 		}
-		if files[i] == "" {
-			return nil, nil, fmt.Errorf("target %s: %w: no column below %s", t, catalog.ErrUnavailable, root)
+		folder := filepath.Join(t.dir, "columns", filepath.FromSlash(place.Blob))
+		found, err := filepath.Glob(filepath.Join(folder, fmt.Sprintf("g%016x.c%02d.col", place.Generation, i)))
+		if err != nil || len(found) != 1 {
+			return nil, nil, fmt.Errorf("target %s: %w: no column %d in %s (%v)", name, catalog.ErrUnavailable, i, folder, err)
 		}
+		files[i] = found[0]
 	}
 	return place, files, nil
 }
