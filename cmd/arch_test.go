@@ -36,10 +36,12 @@ var layers = map[string][]string{
 	"sdk/ckpt":              {"sdk/wire", "catalog"},
 
 	// Drivers: what only a program, or a test, plugs in.
-	"catalog/natscatalog":   {"catalog"},
-	"remotetier/fabric":     {"catalog"},
-	"remotetier/fabric/tcp": {"remotetier/fabric", "catalog"},
-	"remotetier/target":     {"remotetier", "remotetier/stripe", "remotetier/fabric", "localtier/vfs", "catalog"},
+	"catalog/natscatalog":     {"catalog"},
+	"remotetier/fabric":       {"catalog"},
+	"remotetier/fabric/frame": {"remotetier/fabric", "catalog"},
+	"remotetier/fabric/rails": {"remotetier/fabric", "catalog"},
+	"remotetier/fabric/tcp":   {"remotetier/fabric/frame", "remotetier/fabric/rails", "remotetier/fabric", "catalog"},
+	"remotetier/target":       {"remotetier", "remotetier/stripe", "remotetier/fabric", "localtier/vfs", "catalog"},
 
 	// The daemon and the programs.
 	"ckptd": {

@@ -11,16 +11,31 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/fabric"
+	"github.com/ckptd/ckptd/remotetier/fabric/frame"
+	"github.com/ckptd/ckptd/remotetier/fabric/rails"
 )
 
 // conn is a client's connection. One goroutine at a time has it.
 type conn struct {
 	*wire
-	rail    *rail
 	number  uint32 // of the last exchange
-	used    time.Time
-	scratch [scratchSize]byte
+	scratch [frame.ScratchSize]byte
 	out     []byte // requests being sent
+}
+
+// Connect gives a Client of the target at these addresses, HOST:PORT each.
+func (f *Fabric) Connect(addrs []string, check func(greeting []byte) error) (fabric.Client, error) {
+	if len(f.opt.Token) > frame.MaxToken {
+		return nil, fmt.Errorf("connect to %q: %w: a token has at most %d bytes", addrs, catalog.ErrInvalid, frame.MaxToken)
+	}
+	session := frame.NewSession()
+	return rails.New(addrs, func(ctx context.Context, addr string) (rails.Conn, error) {
+		c, err := dial(ctx, addr, session, &f.opt, check)
+		if err != nil {
+			return nil, err
+		}
+		return c, nil
+	}, rails.Options{Conns: f.opt.Conns, Timeout: f.opt.Timeout, KeepAlive: f.opt.KeepAlive})
 }
 
 // dial makes a connection and says hello.
@@ -46,7 +61,7 @@ func dial(ctx context.Context, addr string, session fabric.Session, opt *Options
 	}
 	c := &conn{wire: newWire(raw, opt.Stall)}
 	stop := c.during(ctx)
-	greeting, err := greet(struct {
+	greeting, err := frame.Greet(struct {
 		io.Reader
 		io.Writer
 	}{c.br, c.wire}, session, opt.Token)
@@ -63,12 +78,16 @@ func dial(ctx context.Context, addr string, session fabric.Session, opt *Options
 	return c, nil
 }
 
-// exchange carries out ops in order and says how many were answered. With an
-// error the connection is of no use any more, and neither is it when broken.
-func (c *conn) exchange(ctx context.Context, ops []*fabric.Op) (done int, broken bool, err error) {
+var _ rails.Conn = (*conn)(nil)
+
+// Exchange carries out ops in order and says how many were answered.
+func (c *conn) Exchange(ctx context.Context, ops []*fabric.Op) (done int, broken bool, err error) {
 	stop := c.during(ctx)
 	done, err = c.run(ctx, ops)
-	return done, !stop() || err != nil, err
+	if broken = !stop() || err != nil; broken {
+		_ = c.Close()
+	}
+	return done, broken, err
 }
 
 func (c *conn) run(ctx context.Context, ops []*fabric.Op) (done int, err error) {
@@ -80,7 +99,7 @@ func (c *conn) run(ctx context.Context, ops []*fabric.Op) (done int, err error) 
 	for sent, ahead := 0, 0; done < len(ops); done++ {
 		c.out = c.out[:0]
 		for ; sent < len(ops); sent++ {
-			size := headSize + requestHead + len(ops[sent].Request)
+			size := frame.HeadSize + requestHead + len(ops[sent].Request)
 			if sent > done && (len(ops[sent-1].Out) > 0 || ahead+size > maxAhead) {
 				break
 			}
@@ -96,7 +115,7 @@ func (c *conn) run(ctx context.Context, ops []*fabric.Op) (done int, err error) 
 		if err := c.finish(ops[done], first+uint32(done)); err != nil {
 			return done, err
 		}
-		ahead -= headSize + requestHead + len(ops[done].Request)
+		ahead -= frame.HeadSize + requestHead + len(ops[done].Request)
 	}
 	return done, nil
 }
@@ -106,7 +125,7 @@ func (c *conn) request(b []byte, op *fabric.Op, left uint32) []byte {
 	binary.LittleEndian.PutUint32(h[0:], uint32(len(op.Out)))
 	binary.LittleEndian.PutUint32(h[4:], uint32(len(op.In)))
 	binary.LittleEndian.PutUint32(h[8:], left)
-	return control(b, frameRequest, c.number, h[:], op.Request)
+	return frame.Control(b, frame.Request, c.number, h[:], op.Request)
 }
 
 // finish serves the target until it has answered.
@@ -116,62 +135,71 @@ func (c *conn) finish(op *fabric.Op, number uint32) error {
 		return err
 	}
 	for {
-		h, payload, err := readFrame(c.br, c.scratch[:])
+		h, payload, err := frame.Read(c.br, c.scratch[:])
 		if err != nil {
 			return err
 		}
-		if h.number != number {
-			return corrupt("an answer to exchange %d, in %d", h.number, number)
+		if h.Number != number {
+			return frame.Corrupt("an answer to exchange %d, in %d", h.Number, number)
 		}
-		switch h.kind {
-		case frameWait:
-		case frameData:
-			if int64(h.length) > int64(len(op.In)-pushed) {
-				return corrupt("%d bytes pushed, %d have room", h.length, len(op.In)-pushed)
+		switch h.Kind {
+		case frame.Wait:
+		case frame.Data:
+			if int64(h.Length) > int64(len(op.In)-pushed) {
+				return frame.Corrupt("%d bytes pushed, %d have room", h.Length, len(op.In)-pushed)
 			}
-			if err := c.readBulk(op.In[pushed:][:h.length]); err != nil {
+			if err := c.readBulk(op.In[pushed:][:h.Length]); err != nil {
 				return noEOF(err)
 			}
-			pushed += int(h.length)
-		case frameCredit:
+			pushed += int(h.Length)
+		case frame.Credit:
 			if len(payload) != 4 {
-				return corrupt("a credit of %d bytes", len(payload))
+				return frame.Corrupt("a credit of %d bytes", len(payload))
 			}
 			n := int64(binary.LittleEndian.Uint32(payload))
 			if n == 0 || n > int64(len(op.Out)-pulled) {
-				return corrupt("%d bytes pulled, %d are left", n, len(op.Out)-pulled)
+				return frame.Corrupt("%d bytes pulled, %d are left", n, len(op.Out)-pulled)
 			}
-			head := appendFrame(c.scratch[:0], frameData, number, int(n))
+			head := frame.Append(c.scratch[:0], frame.Data, number, int(n))
 			if err := c.writeBoth(head, op.Out[pulled:][:n]); err != nil {
 				return err
 			}
 			pulled += int(n)
-		case frameReply:
+		case frame.Reply:
 			if len(payload) == 0 || len(payload) > 1+fabric.MaxRequest {
-				return corrupt("a reply of %d bytes", len(payload))
+				return frame.Corrupt("a reply of %d bytes", len(payload))
 			}
 			if op.Err = fabric.ErrorOf(payload[0], string(payload[1:])); op.Err == nil {
 				op.Reply, op.N = append([]byte(nil), payload[1:]...), pushed
 			}
 			return nil
 		default:
-			return corrupt("type %d from a target", h.kind)
+			return frame.Corrupt("type %d from a target", h.Kind)
 		}
 	}
 }
 
-// ping shows that both ends live.
+// Ping shows that both ends live.
+func (c *conn) Ping(ctx context.Context) error {
+	stop := c.during(ctx)
+	err := c.ping()
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	return err
+}
+
 func (c *conn) ping() error {
 	c.number++
-	if _, err := c.Write(control(c.scratch[:0], framePing, c.number)); err != nil {
+	if _, err := c.Write(frame.Control(c.scratch[:0], frame.Ping, c.number)); err != nil {
 		return err
 	}
 	if err := c.readBy(time.Now().Add(c.stall)); err != nil {
 		return err
 	}
-	h, _, err := readFrame(c.br, c.scratch[:])
-	if err == nil && (h.kind != frameWait || h.number != c.number) {
-		err = corrupt("type %d answers a ping", h.kind)
+	h, _, err := frame.Read(c.br, c.scratch[:])
+	if err == nil && (h.Kind != frame.Wait || h.Number != c.number) {
+		err = frame.Corrupt("type %d answers a ping", h.Kind)
 	}
 	return err
 }
@@ -181,12 +209,4 @@ func noEOF(err error) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
-}
-
-// checkOp reports what no target could do.
-func checkOp(op *fabric.Op) error {
-	if len(op.Request) > fabric.MaxRequest || len(op.Out) > fabric.MaxTransfer || len(op.In) > fabric.MaxTransfer {
-		return fmt.Errorf("exchange of %d bytes with %d to pull and %d to push: %w: too large", len(op.Request), len(op.Out), len(op.In), catalog.ErrInvalid)
-	}
-	return nil
 }

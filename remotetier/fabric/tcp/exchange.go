@@ -13,6 +13,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/fabric"
+	"github.com/ckptd/ckptd/remotetier/fabric/frame"
 )
 
 // waitEvery is the longest time between two of a target's signs of life.
@@ -58,11 +59,11 @@ func (x *exchange) serve(ctx context.Context, left time.Duration) error {
 	}
 	payload := []byte{fabric.CodeOf(err)}
 	if err != nil {
-		payload = append(payload, cut(err.Error())...)
+		payload = append(payload, frame.Cut(err.Error())...)
 	} else {
 		payload = append(payload, reply[:min(len(reply), fabric.MaxRequest)]...)
 	}
-	_, err = x.Write(control(nil, frameReply, x.number, payload))
+	_, err = x.Write(frame.Control(nil, frame.Reply, x.number, payload))
 	return err
 }
 
@@ -80,7 +81,7 @@ func (x *exchange) beat(gone context.CancelFunc) {
 	if x.send.done {
 		return
 	}
-	if _, err := x.Write(control(nil, frameWait, x.number)); err != nil {
+	if _, err := x.Write(frame.Control(nil, frame.Wait, x.number)); err != nil {
 		gone()
 		return
 	}
@@ -94,10 +95,10 @@ func (x *exchange) In() int         { return x.in }
 func (x *exchange) Buffer(ctx context.Context) (*fabric.Buffer, error) { return x.bufs.Get(ctx) }
 
 // frame writes one frame of a few bytes.
-func (x *exchange) frame(kind byte, payload ...[]byte) error {
+func (x *exchange) say(kind byte, payload ...[]byte) error {
 	x.send.Lock()
 	defer x.send.Unlock()
-	_, err := x.Write(control(nil, kind, x.number, payload...))
+	_, err := x.Write(frame.Control(nil, kind, x.number, payload...))
 	return err
 }
 
@@ -131,18 +132,18 @@ func (x *exchange) Pull(ctx context.Context, p []byte) error {
 }
 
 func (x *exchange) pull(p []byte) error {
-	if err := x.frame(frameCredit, binary.LittleEndian.AppendUint32(nil, uint32(len(p)))); err != nil {
+	if err := x.say(frame.Credit, binary.LittleEndian.AppendUint32(nil, uint32(len(p)))); err != nil {
 		return err
 	}
 	if err := x.readBy(time.Now().Add(x.stall)); err != nil {
 		return err
 	}
-	h, _, err := readFrame(x.br, x.scratch[:])
+	h, _, err := frame.Read(x.br, x.scratch[:])
 	if err != nil {
 		return err
 	}
-	if h.kind != frameData || h.number != x.number || int64(h.length) != int64(len(p)) {
-		return corrupt("type %d with %d bytes for a credit of %d", h.kind, h.length, len(p))
+	if h.Kind != frame.Data || h.Number != x.number || int64(h.Length) != int64(len(p)) {
+		return frame.Corrupt("type %d with %d bytes for a credit of %d", h.Kind, h.Length, len(p))
 	}
 	return x.readBulk(p)
 }
@@ -173,7 +174,7 @@ func (x *exchange) Push(ctx context.Context, p []byte) error {
 func (x *exchange) data(p []byte) error {
 	x.send.Lock()
 	defer x.send.Unlock()
-	return x.writeBoth(appendFrame(nil, frameData, x.number, len(p)), p)
+	return x.writeBoth(frame.Append(nil, frame.Data, x.number, len(p)), p)
 }
 
 // PushFile sends a part of a file: by sendfile, or with TLS by way of a Buffer.
@@ -236,7 +237,7 @@ func readError(at int64, err error) error {
 func (x *exchange) sendFile(f fabric.File, fd int, off int64, n int) error {
 	x.send.Lock()
 	defer x.send.Unlock()
-	if err := x.headFirst(appendFrame(nil, frameData, x.number, n)); err != nil {
+	if err := x.headFirst(frame.Append(nil, frame.Data, x.number, n)); err != nil {
 		return x.fail("push", err)
 	}
 	at := off

@@ -7,13 +7,13 @@ import (
 	"errors"
 	"io"
 	"net"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/fabric"
+	"github.com/ckptd/ckptd/remotetier/fabric/frame"
 )
 
 // puller pulls all it is offered, and pushes ten bytes where there is room.
@@ -43,16 +43,16 @@ func (puller) Answer(ctx context.Context, _ fabric.Session, x fabric.Exchange) (
 
 // conversation is what a client says, in parts that wait for an answer.
 func conversation() [][]byte {
-	c := clientFirst{}
+	c := frame.ClientHello{}
 	out := make([]byte, requestHead)
 	binary.LittleEndian.PutUint32(out, 20)
 	in := make([]byte, requestHead)
 	binary.LittleEndian.PutUint32(in[4:], 10)
 	return [][]byte{
-		c.bytes(),
-		control(nil, frameRequest, 1, out, []byte("please pull")),
-		append(appendFrame(nil, frameData, 1, 20), make([]byte, 20)...),
-		control(control(nil, framePing, 2), frameRequest, 3, in, []byte("please push")),
+		c.Bytes(),
+		frame.Control(nil, frame.Request, 1, out, []byte("please pull")),
+		append(frame.Append(nil, frame.Data, 1, 20), make([]byte, 20)...),
+		frame.Control(frame.Control(nil, frame.Ping, 2), frame.Request, 3, in, []byte("please push")),
 	}
 }
 
@@ -103,14 +103,14 @@ func TestPromise4HostileClients(t *testing.T) {
 	}
 	hello := conversation()[0]
 	for name, frame := range map[string][]byte{
-		"huge control frame": appendFrame(nil, frameRequest, 1, 1<<31),
-		"huge data frame":    appendFrame(nil, frameData, 1, 1<<31),
-		"data unasked":       append(appendFrame(nil, frameData, 1, 20), make([]byte, 20)...),
-		"short request":      control(nil, frameRequest, 1, make([]byte, requestHead-1)),
-		"huge transfer":      control(nil, frameRequest, 1, bytes.Repeat([]byte{0xff}, requestHead)),
-		"wrong number":       control(nil, frameRequest, 2, make([]byte, requestHead)),
-		"frame of a target":  control(nil, frameReply, 1, []byte{0}),
-		"fat ping":           control(nil, framePing, 1, []byte{0}),
+		"huge control frame": frame.Append(nil, frame.Request, 1, 1<<31),
+		"huge data frame":    frame.Append(nil, frame.Data, 1, 1<<31),
+		"data unasked":       append(frame.Append(nil, frame.Data, 1, 20), make([]byte, 20)...),
+		"short request":      frame.Control(nil, frame.Request, 1, make([]byte, requestHead-1)),
+		"huge transfer":      frame.Control(nil, frame.Request, 1, bytes.Repeat([]byte{0xff}, requestHead)),
+		"wrong number":       frame.Control(nil, frame.Request, 2, make([]byte, requestHead)),
+		"frame of a target":  frame.Control(nil, frame.Reply, 1, []byte{0}),
+		"fat ping":           frame.Control(nil, frame.Ping, 1, []byte{0}),
 	} {
 		if n := len(say(append(bytes.Clone(hello), frame...), true)); n > 103 {
 			t.Errorf("%s: %d bytes of answers", name, n)
@@ -140,15 +140,15 @@ func TestPromise4HostileClients(t *testing.T) {
 // TestPromise4HostileTargets: what a target says, cut and flipped, gives an
 // error, and nothing is written where there was no room.
 func TestPromise4HostileTargets(t *testing.T) {
-	first := serverFirst{}
-	hello := append(append([]byte{0}, make([]byte, proofSize)...), "greeting"...)
+	first := frame.ServerHello{}
+	hello := append(append([]byte{0}, make([]byte, frame.ProofSize)...), "greeting"...)
 	parts := [][]byte{
-		first.bytes(),
-		control(nil, frameReply, 0, hello),
-		control(nil, frameWait, 1),
-		control(nil, frameCredit, 1, []byte{4, 0, 0, 0}),
-		append(appendFrame(nil, frameData, 1, 6), "abcdef"...),
-		control(nil, frameReply, 1, []byte("\x00done")),
+		first.Bytes(),
+		frame.Control(nil, frame.Reply, 0, hello),
+		frame.Control(nil, frame.Wait, 1),
+		frame.Control(nil, frame.Credit, 1, []byte{4, 0, 0, 0}),
+		append(frame.Append(nil, frame.Data, 1, 6), "abcdef"...),
+		frame.Control(nil, frame.Reply, 1, []byte("\x00done")),
 	}
 	good := bytes.Join(parts, nil)
 	dataAt := len(good) - len(parts[5]) - 6
@@ -202,54 +202,15 @@ func TestPromise4HostileTargets(t *testing.T) {
 		check("flipped", i, bad)
 	}
 	for _, frame := range [][]byte{
-		append(appendFrame(nil, frameData, 1, 7), "abcdefg"...),        // more than there is room for
-		control(nil, frameCredit, 1, []byte{5, 0, 0, 0}),               // more than was announced
-		control(nil, frameCredit, 1, []byte{0, 0, 0, 0}),               //
-		control(nil, frameCredit, 1, []byte{1}),                        //
-		control(nil, frameReply, 1),                                    // no code
-		control(nil, frameReply, 2, []byte{0}),                         // of another exchange
-		control(nil, frameRequest, 1, make([]byte, 20)),                // a client's
-		control(nil, frameReply, 1, make([]byte, fabric.MaxRequest+2)), //
+		append(frame.Append(nil, frame.Data, 1, 7), "abcdefg"...),             // more than there is room for
+		frame.Control(nil, frame.Credit, 1, []byte{5, 0, 0, 0}),               // more than was announced
+		frame.Control(nil, frame.Credit, 1, []byte{0, 0, 0, 0}),               //
+		frame.Control(nil, frame.Credit, 1, []byte{1}),                        //
+		frame.Control(nil, frame.Reply, 1),                                    // no code
+		frame.Control(nil, frame.Reply, 2, []byte{0}),                         // of another exchange
+		frame.Control(nil, frame.Request, 1, make([]byte, 20)),                // a client's
+		frame.Control(nil, frame.Reply, 1, make([]byte, fabric.MaxRequest+2)), //
 	} {
 		check("frame", len(frame), append(bytes.Join(parts[:3], nil), frame...))
 	}
-}
-
-// TestPromise3NoMemoryForPromises: a head alone allocates nothing of what it promises.
-func TestPromise3NoMemoryForPromises(t *testing.T) {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range 1000 {
-		b := appendFrame(nil, frameRequest, 1, 1<<31-1)
-		if _, _, err := readFrame(bytes.NewReader(b), make([]byte, scratchSize)); !errors.Is(err, catalog.ErrCorrupt) {
-			t.Fatal(err)
-		}
-	}
-	runtime.ReadMemStats(&after)
-	if n := after.TotalAlloc - before.TotalAlloc; n > 4<<20 {
-		t.Errorf("1000 heads allocated %d bytes", n)
-	}
-}
-
-func FuzzReadFrame(f *testing.F) {
-	for _, p := range conversation() {
-		f.Add(p)
-	}
-	f.Add(control(nil, frameCredit, 1, []byte{4, 0, 0, 0}))
-	f.Add(control(nil, frameReply, 1, []byte("\x00done")))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		h, payload, err := readFrame(bytes.NewReader(b), make([]byte, scratchSize))
-		if err != nil {
-			return
-		}
-		var again []byte
-		if h.kind == frameData {
-			again = appendFrame(nil, h.kind, h.number, int(h.length))
-		} else {
-			again = control(nil, h.kind, h.number, payload)
-		}
-		if !bytes.HasPrefix(b, again) {
-			t.Errorf("%x was read as %x", b, again)
-		}
-	})
 }

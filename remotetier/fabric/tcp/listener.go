@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/ckptd/ckptd/remotetier/fabric"
+	"github.com/ckptd/ckptd/remotetier/fabric/frame"
 )
 
 // Listener takes connections at one address.
@@ -176,17 +177,17 @@ func (l *Listener) welcome(ctx context.Context, raw net.Conn, greeting []byte) (
 	}
 	w := newWire(conn, l.opt.Stall)
 	stop := w.during(ctx)
-	s, c, err := welcome(struct {
+	s, c, err := frame.Welcome(struct {
 		io.Reader
 		io.Writer
 	}{w.br, w}, l.opt.Token)
-	if aerr := answer(w, l.opt.Token, &s, &c, greeting, err); err == nil {
+	if aerr := frame.Answer(w, l.opt.Token, &s, &c, greeting, err); err == nil {
 		err = aerr
 	}
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
-	return w, c.session, err
+	return w, c.Session, err
 }
 
 // served is a target's side of a connection.
@@ -196,7 +197,7 @@ type served struct {
 	session fabric.Session
 	bufs    *fabric.Buffers
 	number  uint32
-	scratch [scratchSize]byte
+	scratch [frame.ScratchSize]byte
 }
 
 // next answers one frame of a client.
@@ -210,25 +211,25 @@ func (s *served) next(ctx context.Context, idle time.Duration) error {
 	if err := s.readBy(time.Now().Add(s.stall)); err != nil { // who begins a frame ends it
 		return err
 	}
-	h, payload, err := readFrame(s.br, s.scratch[:])
+	h, payload, err := frame.Read(s.br, s.scratch[:])
 	if err != nil {
 		return err
 	}
-	if s.number++; h.number != s.number {
-		return corrupt("exchange %d follows %d", h.number, s.number-1)
+	if s.number++; h.Number != s.number {
+		return frame.Corrupt("exchange %d follows %d", h.Number, s.number-1)
 	}
 	switch {
-	case h.kind == framePing && h.length == 0:
-		_, err := s.Write(control(nil, frameWait, s.number))
+	case h.Kind == frame.Ping && h.Length == 0:
+		_, err := s.Write(frame.Control(nil, frame.Wait, s.number))
 		return err
-	case h.kind == frameRequest && len(payload) >= requestHead && len(payload) <= requestHead+fabric.MaxRequest:
+	case h.Kind == frame.Request && len(payload) >= requestHead && len(payload) <= requestHead+fabric.MaxRequest:
 		out, in := binary.LittleEndian.Uint32(payload), binary.LittleEndian.Uint32(payload[4:])
 		if out > fabric.MaxTransfer || in > fabric.MaxTransfer {
-			return corrupt("%d bytes to pull and %d to push", out, in)
+			return frame.Corrupt("%d bytes to pull and %d to push", out, in)
 		}
 		left := time.Duration(binary.LittleEndian.Uint32(payload[8:])) * time.Millisecond
 		x := &exchange{served: s, request: append([]byte(nil), payload[requestHead:]...), out: int(out), in: int(in)}
 		return x.serve(ctx, left)
 	}
-	return corrupt("type %d with %d bytes from a client", h.kind, h.length)
+	return frame.Corrupt("type %d with %d bytes from a client", h.Kind, h.Length)
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/fabric"
+	"github.com/ckptd/ckptd/remotetier/fabric/frame"
 )
 
 // Options of a Fabric; the zero value works, on loopback.
@@ -51,6 +52,13 @@ func (o Options) norm() Options {
 	return o
 }
 
+// Of the protocol, beside those of frames.
+const (
+	requestHead = 12                // of a REQUEST's payload, before the request, in bytes
+	maxPush     = 1 << 20           // payload of a target's DATA frame, in bytes
+	maxAhead    = fabric.MaxRequest // bytes of requests sent before their turn
+)
+
 // Fabric reaches targets by TCP.
 type Fabric struct{ opt Options }
 
@@ -66,8 +74,8 @@ func (f *Fabric) CheckListen(addr string) error {
 	if err != nil {
 		return fmt.Errorf("listen %q: %w: want HOST:PORT", addr, catalog.ErrInvalid)
 	}
-	if len(f.opt.Token) > maxTokenSize {
-		return fmt.Errorf("listen %s: %w: the token has more than %d bytes", addr, catalog.ErrInvalid, maxTokenSize)
+	if len(f.opt.Token) > frame.MaxToken {
+		return fmt.Errorf("listen %s: %w: the token has more than %d bytes", addr, catalog.ErrInvalid, frame.MaxToken)
 	}
 	ip := net.ParseIP(host)
 	if host == "localhost" || ip != nil && ip.IsLoopback() || f.opt.Insecure {

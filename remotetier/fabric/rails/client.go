@@ -1,4 +1,13 @@
-package tcp
+// Package rails is the client of a target that is reached over several
+// addresses, whatever carries the bytes: it keeps connections, shares the
+// exchanges out among the addresses, and knows which are away.
+//
+//  1. Every address is used, and losing all but one loses no exchange.
+//  2. An address that is away costs its time limit once, and is left alone for
+//     a while, longer each time.
+//  3. An exchange whose connection broke is tried on another one.
+//  4. The last idle connection of an address is kept alive: it keeps the session.
+package rails
 
 import (
 	"context"
@@ -18,16 +27,35 @@ import (
 // maxAddrs bounds the addresses of one target.
 const maxAddrs = 16
 
+// Conn is a connection to a target. One goroutine at a time has it.
+type Conn interface {
+	// Exchange carries out ops in order and says how many were answered. A
+	// connection that is broken, as it is with every error, is closed by it.
+	Exchange(ctx context.Context, ops []*fabric.Op) (done int, broken bool, err error)
+	// Ping shows that both ends live.
+	Ping(ctx context.Context) error
+	Close() error
+}
+
+// Dial makes a connection to an address and says hello.
+type Dial func(ctx context.Context, addr string) (Conn, error)
+
+// Options of a Client. None may be zero.
+type Options struct {
+	Conns     int           // connections at one time, over all addresses
+	Timeout   time.Duration // for one exchange
+	KeepAlive time.Duration // between signs of life on an idle connection
+}
+
 // Client reaches one target over connections that it keeps.
 type Client struct {
-	opt     Options
-	session fabric.Session
-	check   func([]byte) error
-	slots   chan struct{} // one for each exchange under way
-	rails   []*rail
-	ctx     context.Context // of everything that goes on; ended by Close
-	close   context.CancelFunc
-	wg      sync.WaitGroup // keep-alive and exchanges
+	opt   Options
+	dial  Dial
+	slots chan struct{} // one for each exchange under way
+	rails []*rail
+	ctx   context.Context // of everything that goes on; ended by Close
+	close context.CancelFunc
+	wg    sync.WaitGroup // keep-alive and exchanges
 
 	mu struct {
 		sync.Mutex
@@ -41,27 +69,33 @@ var _ fabric.Client = (*Client)(nil)
 // rail is one address of the target. The Client's lock guards it.
 type rail struct {
 	addr    string
-	idle    []*conn // the last one was used last
-	busy    int     // exchanges under way
-	fails   int     // since the last success
-	probing bool    // somebody is finding out whether it is back
+	idle    []kept // the last one was used last
+	busy    int    // exchanges under way
+	fails   int    // since the last success
+	probing bool   // somebody is finding out whether it is back
 	until   time.Time
 	err     error // why it is away
 }
 
-// Connect gives a Client of the target at these addresses, HOST:PORT each.
-func (f *Fabric) Connect(addrs []string, check func(greeting []byte) error) (fabric.Client, error) {
-	if len(addrs) == 0 || len(addrs) > maxAddrs || len(f.opt.Token) > maxTokenSize {
-		return nil, fmt.Errorf("connect to %q: %w: want 1 to %d addresses, and a token of at most %d bytes", addrs, catalog.ErrInvalid, maxAddrs, maxTokenSize)
+// kept is a connection of a rail.
+type kept struct {
+	Conn
+	rail *rail
+	used time.Time
+}
+
+// New gives a Client of the target at these addresses, HOST:PORT each.
+func New(addrs []string, dial Dial, opt Options) (*Client, error) {
+	if len(addrs) == 0 || len(addrs) > maxAddrs {
+		return nil, fmt.Errorf("connect to %q: %w: want 1 to %d addresses", addrs, catalog.ErrInvalid, maxAddrs)
 	}
-	c := &Client{opt: f.opt, check: check, slots: make(chan struct{}, f.opt.Conns)}
+	c := &Client{opt: opt, dial: dial, slots: make(chan struct{}, opt.Conns)}
 	for _, a := range addrs {
 		if _, port, err := net.SplitHostPort(a); err != nil || port == "" {
 			return nil, fmt.Errorf("connect to %q: %w: want HOST:PORT", a, catalog.ErrInvalid)
 		}
 		c.rails = append(c.rails, &rail{addr: a})
 	}
-	random(c.session[:])
 	c.ctx, c.close = context.WithCancel(context.Background())
 	c.wg.Go(c.keepAlive)
 	return c, nil
@@ -147,7 +181,7 @@ func (c *Client) do(caller context.Context, ops []*fabric.Op) (err error) {
 		if err != nil {
 			return err
 		}
-		done, broken, err := cn.exchange(ctx, ops)
+		done, broken, err := cn.Exchange(ctx, ops)
 		ops = ops[done:]
 		if c.put(cn, broken, fresh, err, ctx.Err()); err == nil {
 			return nil
@@ -165,22 +199,21 @@ type plain struct{ err error }
 func (p plain) Error() string { return p.err.Error() }
 
 // get gives a connection: an idle one, or a new one.
-func (c *Client) get(ctx context.Context) (cn *conn, fresh bool, err error) {
+func (c *Client) get(ctx context.Context) (cn kept, fresh bool, err error) {
 	for {
 		r, cn, err := c.pick()
 		if err != nil {
-			return nil, false, err
+			return kept{}, false, err
 		}
-		if cn != nil {
+		if cn.Conn != nil {
 			return cn, false, nil
 		}
-		cn, err = dial(ctx, r.addr, c.session, &c.opt, c.check)
+		made, err := c.dial(ctx, r.addr)
 		if err == nil {
-			cn.rail = r
 			c.mu.Lock()
 			r.fails, r.probing, r.err = 0, false, nil
 			c.mu.Unlock()
-			return cn, true, nil
+			return kept{Conn: made, rail: r}, true, nil
 		}
 		c.mu.Lock()
 		r.busy--
@@ -190,14 +223,14 @@ func (c *Client) get(ctx context.Context) (cn *conn, fresh bool, err error) {
 		r.probing = false
 		c.mu.Unlock()
 		if ctx.Err() != nil {
-			return nil, false, err
+			return kept{}, false, err
 		}
 	}
 }
 
 // pick chooses the least busy rail that is not known to be away, and a
 // connection of it if one is idle.
-func (c *Client) pick() (*rail, *conn, error) {
+func (c *Client) pick() (*rail, kept, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
@@ -214,25 +247,22 @@ func (c *Client) pick() (*rail, *conn, error) {
 		}
 	}
 	if best == nil {
-		return nil, nil, fmt.Errorf("%w: %w", catalog.ErrUnavailable, plain{errors.Join(errs...)})
+		return nil, kept{}, fmt.Errorf("%w: %w", catalog.ErrUnavailable, plain{errors.Join(errs...)})
 	}
 	c.mu.next++
 	best.busy++
 	if n := len(best.idle); n > 0 {
 		cn := best.idle[n-1]
-		best.idle[n-1] = nil
+		best.idle[n-1] = kept{}
 		best.idle = best.idle[:n-1]
 		return best, cn, nil
 	}
 	best.probing = best.fails > 0
-	return best, nil, nil
+	return best, kept{}, nil
 }
 
 // put takes a connection back after an exchange.
-func (c *Client) put(cn *conn, broken, fresh bool, err, gaveUp error) {
-	if broken {
-		_ = cn.Close()
-	}
+func (c *Client) put(cn kept, broken, fresh bool, err, gaveUp error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := cn.rail
@@ -321,14 +351,20 @@ func (c *Client) pingIdle(r *rail) {
 			_ = cn.Close()
 			continue
 		}
-		stop := cn.during(c.ctx)
-		err := cn.ping()
-		if !stop() || err != nil {
+		if err := cn.Ping(c.ctx); err != nil {
 			_ = cn.Close()
 			continue
 		}
 		c.mu.Lock()
-		r.idle = append([]*conn{cn}, r.idle...)
+		r.idle = append([]kept{cn}, r.idle...)
 		c.mu.Unlock()
 	}
+}
+
+// checkOp reports what no target could do.
+func checkOp(op *fabric.Op) error {
+	if len(op.Request) > fabric.MaxRequest || len(op.Out) > fabric.MaxTransfer || len(op.In) > fabric.MaxTransfer {
+		return fmt.Errorf("exchange of %d bytes with %d to pull and %d to push: %w: too large", len(op.Request), len(op.Out), len(op.In), catalog.ErrInvalid)
+	}
+	return nil
 }
