@@ -56,13 +56,14 @@ func (e *targetError) Unwrap() error { return e.err }
 // any size fits into Options.Memory. When a target fails, Put begins again
 // with the targets left; when too few are left the error is ErrUnavailable, or
 // ErrNoSpace when they lack nothing but room. ErrCorrupt means the source's
-// bytes do not match its seal. On any error nothing readable remains.
+// bytes do not match its seal. On any error nothing readable remains. The
+// targets are those of the default pool; see Pool.
 func (t *Tier) Put(ctx context.Context, blob string, src Source, layout stripe.Layout) (catalog.Place, error) {
-	return t.put(ctx, blob, src, layout, 0)
+	return t.put(ctx, t.now.Load(), "", blob, src, layout, 0)
 }
 
-// put is Put with a generation of atLeast or more.
-func (t *Tier) put(ctx context.Context, blob string, src Source, layout stripe.Layout, atLeast uint64) (catalog.Place, error) {
+// put is Put to a pool, with a generation of atLeast or more.
+func (t *Tier) put(ctx context.Context, targets *members, pool, blob string, src Source, layout stripe.Layout, atLeast uint64) (catalog.Place, error) {
 	layout = layout.Norm()
 	fail := func(err error) (catalog.Place, error) {
 		return catalog.Place{}, fmt.Errorf("put %.80s: %w", blob, err)
@@ -83,7 +84,7 @@ func (t *Tier) put(ctx context.Context, blob string, src Source, layout stripe.L
 	}
 	without := map[string]error{}
 	for taken := 0; ; {
-		p := &put{tier: t, blob: blob, src: src, size: size, seal: seal, layout: layout, column: layout.ColumnSize(size)}
+		p := &put{tier: t, targets: targets, pool: pool, blob: blob, src: src, size: size, seal: seal, layout: layout, column: layout.ColumnSize(size)}
 		place, err := p.run(ctx, atLeast, without)
 		if err == nil {
 			return place, nil
@@ -107,14 +108,16 @@ func (t *Tier) put(ctx context.Context, blob string, src Source, layout stripe.L
 
 // put is one attempt, with a generation and targets of its own.
 type put struct {
-	tier   *Tier
-	blob   string
-	src    Source
-	size   int64
-	seal   *catalog.Seal // may be nil
-	layout stripe.Layout
-	column int64 // data bytes of each column
-	gen    uint64
+	tier    *Tier
+	targets *members
+	pool    string
+	blob    string
+	src     Source
+	size    int64
+	seal    *catalog.Seal // may be nil
+	layout  stripe.Layout
+	column  int64 // data bytes of each column
+	gen     uint64
 
 	names   []string // of targets, by column
 	writers []ColumnWriter
@@ -128,7 +131,7 @@ func (p *put) run(ctx context.Context, atLeast uint64, without map[string]error)
 	defer end()
 	p.gen = gen
 	var err error
-	if p.names, err = t.choose(ctx, p.blob, gen, p.layout, fileSize(p.column), without); err != nil {
+	if p.names, err = p.targets.choose(ctx, p.pool, p.blob, gen, p.layout, fileSize(p.column), without); err != nil {
 		return catalog.Place{}, err
 	}
 	p.writers = make([]ColumnWriter, n)
@@ -140,7 +143,7 @@ func (p *put) run(ctx context.Context, atLeast uint64, without map[string]error)
 		}
 	}()
 	if err := p.each(ctx, func(ctx context.Context, i int) (err error) {
-		p.writers[i], err = t.byName[p.names[i]].Create(ctx, p.key(i), fileSize(p.column), CreateNew)
+		p.writers[i], err = p.targets.byName[p.names[i]].Create(ctx, p.key(i), fileSize(p.column), CreateNew)
 		return err
 	}); err != nil {
 		return catalog.Place{}, err
@@ -180,7 +183,7 @@ func (p *put) undo(ctx context.Context) {
 	defer cancel()
 	for i, name := range p.names {
 		_ = p.writers[i].Close()
-		if err := p.tier.byName[name].Remove(ctx, p.key(i)); err != nil && p.tier.opt.Trace.Leftover != nil {
+		if err := p.targets.byName[name].Remove(ctx, p.key(i)); err != nil && p.tier.opt.Trace.Leftover != nil {
 			p.tier.opt.Trace.Leftover(name, p.blob, err)
 		}
 	}

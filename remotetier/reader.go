@@ -159,7 +159,7 @@ func (r *Reader) column(ctx context.Context, c int) (*column, error) {
 // openPlaced opens column c of a place; a column that is not of the place is
 // an error.
 func (t *Tier) openPlaced(ctx context.Context, p *catalog.Place, l stripe.Layout, c int, read *atomic.Int64) (*column, error) {
-	ti := t.byName[p.Targets[c]]
+	ti := t.now.Load().byName[p.Targets[c]]
 	if ti == nil {
 		return nil, fmt.Errorf("target %q: %w: it is not configured", p.Targets[c], catalog.ErrUnavailable)
 	}

@@ -29,15 +29,16 @@ type Found struct {
 // ends the iteration.
 func (t *Tier) Scan(ctx context.Context, prefix string) iter.Seq2[Found, error] {
 	return func(yield func(Found, error) bool) {
-		heads := make([]*listing, 0, len(t.targets))
+		targets := t.now.Load().all
+		heads := make([]*listing, 0, len(targets))
 		defer func() {
 			for _, h := range heads {
 				h.stop()
 			}
 		}()
-		for i := range t.targets {
-			h := &listing{target: &t.targets[i]}
-			h.next, h.stop = iter.Pull2(t.targets[i].List(ctx, prefix))
+		for i := range targets {
+			h := &listing{target: &targets[i]}
+			h.next, h.stop = iter.Pull2(targets[i].List(ctx, prefix))
 			heads = append(heads, h)
 			if err := h.advance(); err != nil && !yield(Found{}, err) {
 				return
@@ -168,8 +169,9 @@ func (t *Tier) sweep(ctx context.Context, prefix string, keep func(Key) bool) (S
 	var total Swept
 	var errs []error
 	var g errgroup.Group
-	for i := range t.targets {
-		ti := &t.targets[i]
+	targets := t.now.Load().all
+	for i := range targets {
+		ti := &targets[i]
 		g.Go(func() error {
 			s, err := t.sweepTarget(ctx, ti, prefix, keep)
 			mu.Lock()

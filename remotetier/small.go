@@ -26,6 +26,10 @@ const MaxSmall = 16 << 20
 // older ones. A crash leaves the old record or the new one. Two writers of one
 // record are the caller's to keep apart.
 func (t *Tier) PutSmall(ctx context.Context, blob string, b []byte, copies int) (catalog.Place, error) {
+	return t.putSmall(ctx, "", blob, b, copies)
+}
+
+func (t *Tier) putSmall(ctx context.Context, pool, blob string, b []byte, copies int) (catalog.Place, error) {
 	if len(b) > MaxSmall {
 		return catalog.Place{}, fmt.Errorf("put %.80s: %w: %d bytes; a small record has at most %d", blob, catalog.ErrInvalid, len(b), MaxSmall)
 	}
@@ -33,16 +37,17 @@ func (t *Tier) PutSmall(ctx context.Context, blob string, b []byte, copies int) 
 		return catalog.Place{}, err
 	}
 	var newest uint64
-	found, _ := t.copies(ctx, blob) // a target that is away may come back with an old generation, which is then the older one
+	now := t.now.Load()
+	found, _ := now.copies(ctx, blob) // a target that is away may come back with an old generation, which is then the older one
 	for _, f := range found {
 		newest = max(newest, f.key.Generation)
 	}
-	place, err := t.put(ctx, blob, bytes.NewReader(b), stripe.Layout{K: 1, M: copies - 1}, newest+1)
+	place, err := t.put(ctx, now, pool, blob, bytes.NewReader(b), stripe.Layout{K: 1, M: copies - 1}, newest+1)
 	if err != nil {
 		return catalog.Place{}, err
 	}
 	for _, f := range found {
-		if err := t.byName[f.target].Remove(ctx, f.key); err != nil && t.opt.Trace.Leftover != nil {
+		if err := now.byName[f.target].Remove(ctx, f.key); err != nil && t.opt.Trace.Leftover != nil {
 			t.opt.Trace.Leftover(f.target, blob, err)
 		}
 	}
@@ -58,10 +63,11 @@ func (t *Tier) GetSmall(ctx context.Context, blob string) ([]byte, catalog.Place
 	if err := CheckBlob(blob); err != nil {
 		return nil, catalog.Place{}, err
 	}
-	found, err := t.copies(ctx, blob)
+	now := t.now.Load()
+	found, err := now.copies(ctx, blob)
 	var bad []error
 	for _, f := range found {
-		b, place, err := t.readSmall(ctx, f)
+		b, place, err := now.readSmall(ctx, f)
 		if err == nil {
 			return b, place, nil
 		}
@@ -86,13 +92,13 @@ type copyAt struct {
 
 // copies lists the columns of one blob on all targets, newest generation
 // first. The error is about targets that did not answer.
-func (t *Tier) copies(ctx context.Context, blob string) ([]copyAt, error) {
+func (m *members) copies(ctx context.Context, blob string) ([]copyAt, error) {
 	var mu sync.Mutex
 	var all []copyAt
 	var errs []error
 	var g errgroup.Group
-	for i := range t.targets {
-		ti := &t.targets[i]
+	for i := range m.all {
+		ti := &m.all[i]
 		g.Go(func() error {
 			for e, err := range ti.List(ctx, blob) {
 				if err == nil && e.Key.Blob != blob {
@@ -117,9 +123,9 @@ func (t *Tier) copies(ctx context.Context, blob string) ([]copyAt, error) {
 }
 
 // readSmall reads a whole copy and checks it against its BLAKE3.
-func (t *Tier) readSmall(ctx context.Context, at copyAt) ([]byte, catalog.Place, error) {
+func (m *members) readSmall(ctx context.Context, at copyAt) ([]byte, catalog.Place, error) {
 	var read atomic.Int64
-	col, err := openColumn(ctx, t.byName[at.target].Target, at.key, &read)
+	col, err := openColumn(ctx, m.byName[at.target].Target, at.key, &read)
 	if err != nil {
 		return nil, catalog.Place{}, err
 	}

@@ -2,26 +2,16 @@ package remotetier
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/time/rate"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
 )
-
-// TargetInfo is a target and what placement needs to know of it.
-type TargetInfo struct {
-	Target
-	Domain string  // what fails together with it; empty: nothing
-	Weight float64 // its share of columns relative to the others; zero stands for 1, below zero takes no new ones
-}
 
 // Options of a Tier; the zero value works.
 type Options struct {
@@ -52,11 +42,10 @@ const (
 // Tier keeps blobs on targets. Its methods may be called concurrently. It
 // holds nothing open between calls; who opened the targets closes them.
 type Tier struct {
-	opt     Options
-	targets []TargetInfo // by name
-	byName  map[string]*TargetInfo
-	bufs    *buffers
-	limit   *rate.Limiter // nil: no limit
+	opt   Options
+	now   atomic.Pointer[members]
+	bufs  *buffers
+	limit *rate.Limiter // nil: no limit
 
 	mu struct {
 		sync.Mutex
@@ -65,9 +54,8 @@ type Tier struct {
 	}
 }
 
-// New makes a Tier of targets. It panics if two have one name, or one a name
-// that records cannot hold: both are mistakes of the configuration's reader,
-// who checks with CheckTargetName.
+// New makes a Tier of targets. It panics on what SetTargets refuses: that is a
+// mistake of the configuration's reader, who checks with CheckTargetName.
 func New(targets []TargetInfo, opt Options) *Tier {
 	if opt.Parallel <= 0 {
 		opt.Parallel = defaultParallel
@@ -79,82 +67,15 @@ func New(targets []TargetInfo, opt Options) *Tier {
 	if opt.Generation == nil {
 		opt.Generation = func() uint64 { return uint64(time.Now().UnixNano()) }
 	}
-	t := &Tier{opt: opt, targets: slices.Clone(targets), byName: map[string]*TargetInfo{}, bufs: newBuffers(opt.Memory)}
+	t := &Tier{opt: opt, bufs: newBuffers(opt.Memory)}
 	t.mu.inFlight = map[uint64]string{}
 	if opt.Rate > 0 {
 		t.limit = rate.NewLimiter(rate.Limit(opt.Rate), int(min(opt.Rate, 16<<20)))
 	}
-	slices.SortFunc(t.targets, func(a, b TargetInfo) int { return strings.Compare(a.Name(), b.Name()) })
-	for i := range t.targets {
-		name := t.targets[i].Name()
-		if err := CheckTargetName(name); err != nil || t.byName[name] != nil {
-			panic("remotetier: target name " + name + " is invalid or used twice")
-		}
-		t.byName[name] = &t.targets[i]
+	if err := t.SetTargets(targets); err != nil {
+		panic("remotetier: " + err.Error())
 	}
 	return t
-}
-
-// TargetStatus is how a target looks now.
-type TargetStatus struct {
-	Name   string
-	Domain string
-	Space  Space
-	Err    error // why it cannot be used, if so
-}
-
-// Targets asks every target how it is, by name.
-func (t *Tier) Targets(ctx context.Context) []TargetStatus {
-	all := make([]TargetStatus, len(t.targets))
-	var g errgroup.Group
-	for i := range t.targets {
-		ti := &t.targets[i]
-		g.Go(func() error {
-			s, err := ti.Space(ctx)
-			all[i] = TargetStatus{Name: ti.Name(), Domain: ti.Domain, Space: s, Err: err}
-			return nil
-		})
-	}
-	_ = g.Wait()
-	return all
-}
-
-// choose places a generation's columns of need bytes on targets that answer,
-// have room and are not in without.
-func (t *Tier) choose(ctx context.Context, blob string, gen uint64, l stripe.Layout, need int64, without map[string]error) ([]string, error) {
-	n := l.Columns()
-	if n > len(t.targets) {
-		return nil, fmt.Errorf("layout %v: %w: it needs %d targets and there are %d", l, catalog.ErrInvalid, n, len(t.targets))
-	}
-	var cands []stripe.Candidate
-	var full, failed []error
-	for _, s := range t.Targets(ctx) {
-		err := s.Err
-		if without[s.Name] != nil {
-			err = without[s.Name]
-		}
-		switch {
-		case errors.Is(err, catalog.ErrNoSpace):
-			full = append(full, fmt.Errorf("%s: %w", s.Name, err))
-		case err != nil:
-			failed = append(failed, fmt.Errorf("%s: %w", s.Name, err))
-		case s.Space.Free < need:
-			full = append(full, fmt.Errorf("%s has %d bytes free of the %d needed", s.Name, s.Space.Free, need))
-		default:
-			cands = append(cands, stripe.Candidate{Name: s.Name, Domain: s.Domain, Weight: t.byName[s.Name].Weight})
-		}
-	}
-	if names := stripe.Place(blob, gen, cands, n); len(names) == n {
-		return names, nil
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	class := catalog.ErrUnavailable
-	if len(full) > 0 && len(failed) == 0 {
-		class = catalog.ErrNoSpace
-	}
-	return nil, fmt.Errorf("place %d columns: %w: %d targets can take one: %w", n, class, len(cands), errors.Join(append(full, failed...)...))
 }
 
 // begin gives out a generation for blob, newer than atLeast and than any

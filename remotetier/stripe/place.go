@@ -13,13 +13,15 @@ type Candidate struct {
 	Name   string
 	Domain string  // what fails together: a rack, a node; empty: the target by itself
 	Weight float64 // share of the columns, relative to the others; zero stands for 1, below zero takes none
+	Rank   int     // one of a higher rank gets a column only when all of the lower ones have theirs
 }
 
 // Place chooses n targets for the columns of one generation of a blob, by
 // weighted rendezvous hashing: each target's score depends on nothing but the
 // blob, the generation and the target, so that a target that comes or goes
-// moves only its own share. No failure domain gets a second column while
-// another has none, and so on. With fewer than n targets it returns them all.
+// moves only its own share. Within a rank no failure domain gets a second
+// column while another has none, and so on. With fewer than n targets it
+// returns them all.
 func Place(blob string, generation uint64, targets []Candidate, n int) []string {
 	type scored struct {
 		Candidate
@@ -39,17 +41,25 @@ func Place(blob string, generation uint64, targets []Candidate, n int) []string 
 		all = append(all, scored{t, t.Weight / -math.Log(unit(blob, generation, t.Name))})
 	}
 	slices.SortFunc(all, func(a, b scored) int {
-		return cmp.Or(cmp.Compare(b.score, a.score), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(b.score, a.score), cmp.Compare(a.Name, b.Name))
 	})
 	names := make([]string, 0, n)
-	taken := make([]bool, len(all))
 	inDomain := map[string]int{}
-	for round := 1; len(names) < min(n, len(all)); round++ {
-		for i, t := range all {
-			if len(names) < n && !taken[i] && inDomain[t.Domain] < round {
-				taken[i] = true
-				inDomain[t.Domain]++
-				names = append(names, t.Name)
+	for len(all) > 0 && len(names) < n {
+		rank := all[:1]
+		for len(rank) < len(all) && all[len(rank)].Rank == rank[0].Rank {
+			rank = all[:len(rank)+1]
+		}
+		all = all[len(rank):]
+		taken := make([]bool, len(rank))
+		end := min(n, len(names)+len(rank))
+		for round := 1; len(names) < end; round++ {
+			for i, t := range rank {
+				if len(names) < n && !taken[i] && inDomain[t.Domain] < round {
+					taken[i] = true
+					inDomain[t.Domain]++
+					names = append(names, t.Name)
+				}
 			}
 		}
 	}

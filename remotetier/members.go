@@ -1,0 +1,113 @@
+package remotetier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ckptd/ckptd/catalog"
+)
+
+// TargetInfo is a target and what placement needs to know of it.
+type TargetInfo struct {
+	Target
+	Domain string              // what fails together with it; empty: nothing
+	Weight float64             // its share of columns relative to the others; zero stands for 1, below zero takes no new ones
+	Pool   string              // a blob's columns go to targets of one pool; "" is the default one
+	State  catalog.TargetState // up: everything; suspect: written only when there is no better one; otherwise no new columns
+}
+
+// members is the targets of a Tier at one time; it never changes.
+type members struct {
+	all    []TargetInfo // by name
+	byName map[string]*TargetInfo
+}
+
+// SetTargets replaces the targets, while the Tier is in use: what runs goes on
+// with those it began with, except that a Reader opens a column on the target
+// that bears the name by then. ErrInvalid, and nothing changes, if two have
+// one name, or one a name, pool or state that records cannot hold.
+func (t *Tier) SetTargets(targets []TargetInfo) error {
+	m := &members{all: slices.Clone(targets), byName: map[string]*TargetInfo{}}
+	slices.SortFunc(m.all, func(a, b TargetInfo) int { return strings.Compare(a.Name(), b.Name()) })
+	for i := range m.all {
+		ti := &m.all[i]
+		name := ti.Name()
+		if err := CheckTargetName(name); err != nil {
+			return err
+		}
+		if ti.Pool != "" && CheckTargetName(ti.Pool) != nil {
+			return fmt.Errorf("target %s: %w: pool %.80q; want letters, digits and any of -_.:@/", name, catalog.ErrInvalid, ti.Pool)
+		}
+		switch ti.State {
+		case "", catalog.TargetUp, catalog.TargetSuspect, catalog.TargetDown, catalog.TargetDraining, catalog.TargetDrained:
+		default:
+			return fmt.Errorf("target %s: %w: state %.20q is unknown", name, catalog.ErrInvalid, ti.State)
+		}
+		if m.byName[name] != nil {
+			return fmt.Errorf("target %s: %w: the name is used twice", name, catalog.ErrInvalid)
+		}
+		m.byName[name] = ti
+	}
+	t.now.Store(m)
+	return nil
+}
+
+// TargetStatus is how a target looks now.
+type TargetStatus struct {
+	Name   string
+	Domain string
+	Pool   string
+	State  catalog.TargetState
+	Space  Space
+	Err    error // why it cannot be used, if so
+}
+
+// Limits of asking targets how they are. One that does not answer in time is
+// as good as away, and must not hold up those who want to write to others.
+const (
+	askTime     = 5 * time.Second
+	askParallel = 64
+)
+
+// Targets asks every target how it is, by name.
+func (t *Tier) Targets(ctx context.Context) []TargetStatus { return t.now.Load().ask(ctx, nil) }
+
+// ask asks the targets that which (nil: all) names, by name.
+func (m *members) ask(ctx context.Context, which func(*TargetInfo) bool) []TargetStatus {
+	all := make([]TargetStatus, 0, len(m.all))
+	var g errgroup.Group
+	g.SetLimit(askParallel)
+	for i := range m.all {
+		ti := &m.all[i]
+		if which != nil && !which(ti) {
+			continue
+		}
+		all = append(all, TargetStatus{Name: ti.Name(), Domain: ti.Domain, Pool: ti.Pool, State: ti.State.OrUp()})
+		s := &all[len(all)-1] // never moves: all has the capacity
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeoutCause(ctx, askTime, errSilent)
+			defer cancel()
+			if s.Space, s.Err = ti.Space(ctx); s.Err != nil && context.Cause(ctx) == errSilent {
+				s.Err = errSilent
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	return all
+}
+
+var errSilent = fmt.Errorf("%w: no answer within %v", catalog.ErrUnavailable, askTime)
+
+// takesNew says whether new columns may go to a target in that state.
+func takesNew(s catalog.TargetState) bool {
+	return s.OrUp() == catalog.TargetUp || s == catalog.TargetSuspect
+}
+
+var errState = errors.New("takes no new columns")

@@ -1,0 +1,127 @@
+package remotetier
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/stripe"
+)
+
+// Pool is the targets that a blob's columns are placed among. Reading needs
+// none: a place names its targets, whatever pool they are in. It is found
+// anew by each call, so that it follows SetTargets.
+type Pool struct {
+	tier *Tier
+	name string
+}
+
+// Pool gives the pool of that name. "" is the default one: the targets without
+// a pool's name, or if there are none, the pool of the first target by name.
+// One that has no target refuses what it is given.
+func (t *Tier) Pool(name string) Pool { return Pool{t, name} }
+
+// Put writes a blob to targets of this pool; see Tier.Put.
+func (p Pool) Put(ctx context.Context, blob string, src Source, layout stripe.Layout) (catalog.Place, error) {
+	return p.tier.put(ctx, p.tier.now.Load(), p.name, blob, src, layout, 0)
+}
+
+// PutSmall replaces a small record; its new copies are on targets of this
+// pool, the old ones may be anywhere. See Tier.PutSmall.
+func (p Pool) PutSmall(ctx context.Context, blob string, b []byte, copies int) (catalog.Place, error) {
+	return p.tier.putSmall(ctx, p.name, blob, b, copies)
+}
+
+// PoolInfo is what a layout must fit.
+type PoolInfo struct {
+	Name    string
+	Default bool
+	Targets int // that may take new columns: those that are down count, for they may come back; those being drained do not
+	Domains int // of these targets
+}
+
+// Pools tells of every pool, by name.
+func (t *Tier) Pools() []PoolInfo {
+	m := t.now.Load()
+	var all []PoolInfo
+	domains := map[[2]string]bool{}
+	for i := range m.all {
+		ti := &m.all[i]
+		at := slices.IndexFunc(all, func(p PoolInfo) bool { return p.Name == ti.Pool })
+		if at < 0 {
+			at = len(all)
+			all = append(all, PoolInfo{Name: ti.Pool, Default: ti.Pool == m.pool("")})
+		}
+		if ti.State.Kept() || ti.Weight < 0 {
+			continue
+		}
+		all[at].Targets++
+		if d := cmp.Or(ti.Domain, "\x00"+ti.Name()); !domains[[2]string{ti.Pool, d}] {
+			domains[[2]string{ti.Pool, d}] = true
+			all[at].Domains++
+		}
+	}
+	slices.SortFunc(all, func(a, b PoolInfo) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
+// pool turns the name of the default pool into that of the one it is.
+func (m *members) pool(name string) string {
+	if name != "" || len(m.all) == 0 || slices.ContainsFunc(m.all, func(ti TargetInfo) bool { return ti.Pool == "" }) {
+		return name
+	}
+	return m.all[0].Pool
+}
+
+// choose places a generation's columns of need bytes on targets of a pool that
+// take new columns, answer, have room and are not in without.
+func (m *members) choose(ctx context.Context, pool, blob string, gen uint64, l stripe.Layout, need int64, without map[string]error) ([]string, error) {
+	n := l.Columns()
+	pool = m.pool(pool)
+	asked := m.ask(ctx, func(ti *TargetInfo) bool { return ti.Pool == pool })
+	if n > len(asked) {
+		in := ""
+		if pool != "" {
+			in = fmt.Sprintf(" in pool %s", pool)
+		}
+		return nil, fmt.Errorf("layout %v: %w: it needs %d targets and there are %d%s", l, catalog.ErrInvalid, n, len(asked), in)
+	}
+	var cands []stripe.Candidate
+	var full, failed []error
+	for _, s := range asked {
+		err := s.Err
+		if without[s.Name] != nil {
+			err = without[s.Name]
+		}
+		switch {
+		case !takesNew(s.State):
+			failed = append(failed, fmt.Errorf("%s is %s and %w", s.Name, s.State, errState))
+		case errors.Is(err, catalog.ErrNoSpace):
+			full = append(full, fmt.Errorf("%s: %w", s.Name, err))
+		case err != nil:
+			failed = append(failed, fmt.Errorf("%s: %w", s.Name, err))
+		case s.Space.Free < need:
+			full = append(full, fmt.Errorf("%s has %d bytes free of the %d needed", s.Name, s.Space.Free, need))
+		default:
+			c := stripe.Candidate{Name: s.Name, Domain: s.Domain, Weight: m.byName[s.Name].Weight}
+			if s.State == catalog.TargetSuspect {
+				c.Rank = 1
+			}
+			cands = append(cands, c)
+		}
+	}
+	if names := stripe.Place(blob, gen, cands, n); len(names) == n {
+		return names, nil
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	class := catalog.ErrUnavailable
+	if len(full) > 0 && len(failed) == 0 {
+		class = catalog.ErrNoSpace
+	}
+	return nil, fmt.Errorf("place %d columns: %w: %d targets can take one: %w", n, class, len(cands), errors.Join(append(full, failed...)...))
+}
