@@ -92,6 +92,13 @@ func (h *Header) put(p []byte) (seed uint32) {
 	return sealPage(p, 0)
 }
 
+// Page encodes the header, which must be right, as the first page of its column.
+func (h *Header) Page() []byte {
+	p := aligned(pageSize)
+	h.put(p)
+	return p
+}
+
 // ParseHeader decodes the first page of a column; anything but what put
 // writes is ErrCorrupt.
 func ParseHeader(p []byte) (*Header, error) {

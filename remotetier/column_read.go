@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"sync"
 	"sync/atomic"
@@ -19,11 +18,10 @@ var errForeign = errors.New("belongs to something else")
 
 // column is one opened column. Its reads are checked.
 type column struct {
-	r       ColumnReader
+	r       counted
 	head    *Header
 	seed    uint32
 	content catalog.Digest
-	read    *atomic.Int64 // counts bytes; may be shared
 
 	mu struct {
 		sync.Mutex
@@ -41,7 +39,7 @@ func openColumn(ctx context.Context, t Target, key Key, read *atomic.Int64) (*co
 	if err != nil {
 		return nil, err
 	}
-	c := &column{r: r, read: read}
+	c := &column{r: counted{r, read}}
 	c.mu.pages = map[int]*sumsPage{}
 	if err := c.start(ctx, key); err != nil {
 		_ = r.Close()
@@ -50,47 +48,32 @@ func openColumn(ctx context.Context, t Target, key Key, read *atomic.Int64) (*co
 	return c, nil
 }
 
-func (c *column) start(ctx context.Context, key Key) error {
-	page := aligned(pageSize)
-	if err := c.fill(ctx, page, 0); err != nil {
-		return err
+func (c *column) start(ctx context.Context, key Key) (err error) {
+	c.head, c.seed, c.content, err = readEnds(ctx, c.r, aligned(pageSize))
+	if err == nil && c.head.Key != key {
+		err = fmt.Errorf("column of %v: %w", c.head.Key, errForeign)
 	}
-	var err error
-	if c.head, c.seed, err = parseHeader(page); err != nil {
-		return err
-	}
-	if c.head.Key != key {
-		return fmt.Errorf("column of %v: %w", c.head.Key, errForeign)
-	}
-	if got, want := c.r.Size(), c.head.FileSize(); got != want {
-		return fmt.Errorf("column of %d bytes: %w: want %d", got, catalog.ErrCorrupt, want)
-	}
-	if err := c.fill(ctx, page, c.head.FileSize()-pageSize); err != nil {
-		return err
-	}
-	c.content, err = parseFooter(page, c.seed, c.head.ColumnData())
 	return err
 }
 
 func (c *column) close() error { return c.r.Close() }
 
-// fill reads exactly len(p) bytes; less is corruption.
-func (c *column) fill(ctx context.Context, p []byte, off int64) error {
-	n, err := c.r.ReadAt(ctx, p, off)
-	c.read.Add(int64(n))
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		err = fmt.Errorf("column ends at %d: %w", off+int64(n), catalog.ErrCorrupt)
-	}
-	return err
+// counted counts the bytes read of a column, into a counter that may be shared.
+type counted struct {
+	ColumnReader
+	read *atomic.Int64
+}
+
+func (r counted) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	n, err := r.ColumnReader.ReadAt(ctx, p, off)
+	r.read.Add(int64(n))
+	return n, err
 }
 
 // readData fills p with the column's data from off, a block's beginning, up to
 // a block's end or the column's, and checks it.
 func (c *column) readData(ctx context.Context, p []byte, off int64) error {
-	if err := c.fill(ctx, p, pageSize+off); err != nil {
+	if err := readFull(ctx, c.r, p, pageSize+off); err != nil {
 		return err
 	}
 	for b := off / stripe.Block; len(p) > 0; b++ {
@@ -100,7 +83,7 @@ func (c *column) readData(ctx context.Context, p []byte, off int64) error {
 			return err
 		}
 		if got := catalog.Sum32C(p[:n]); got != want {
-			return fmt.Errorf("block %d: %w: CRC32C %08x, want %08x", b, catalog.ErrCorrupt, got, want)
+			return badBlock(b, got, want)
 		}
 		p = p[n:]
 	}
@@ -114,13 +97,8 @@ func (c *column) sum(ctx context.Context, block int64) (uint32, error) {
 	page := c.mu.pages[n]
 	c.mu.Unlock()
 	if page == nil {
-		data := c.head.ColumnData()
-		buf := aligned(pageSize)
-		if err := c.fill(ctx, buf, pageSize+data+int64(n)*pageSize); err != nil {
-			return 0, err
-		}
 		var err error
-		if page, err = parseSums(buf, c.seed, n, int(min(pageSums, stripe.Blocks(data)-int64(n)*pageSums))); err != nil {
+		if page, err = readSums(ctx, c.r, aligned(pageSize), c.head, c.seed, n); err != nil {
 			return 0, err
 		}
 		c.keep(n, page)

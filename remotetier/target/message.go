@@ -19,6 +19,7 @@ const (
 	opRemove = 7
 	opList   = 8
 	opSpace  = 9
+	opCheck  = 10
 )
 
 const (

@@ -42,9 +42,10 @@ type Stats struct {
 	Columns   int64 // committed
 	BytesIn   int64 // of columns, received
 	BytesOut  int64 // of columns, sent
+	Checked   int64 // bytes of columns that were checked here and not sent
 	Exchanges int64
 	Failed    int64 // exchanges answered with an error
-	Corrupt   int64 // columns refused because they do not fit their own sums
+	Corrupt   int64 // columns refused, or found, that do not fit their own sums
 }
 
 // Server serves a Dir over fabrics. It is a fabric.Handler.
@@ -52,8 +53,9 @@ type Server struct {
 	dir   *Dir
 	opt   ServerOptions
 	disk  chan struct{} // a slot for each disk operation
+	look  chan struct{} // a slot for each check, so that they leave buffers to others
 	count struct {
-		columns, in, out, exchanges, failed, corrupt atomic.Int64
+		columns, in, out, checked, exchanges, failed, corrupt atomic.Int64
 	}
 
 	mu struct {
@@ -80,7 +82,7 @@ func NewServer(dir *Dir, opt ServerOptions) (*Server, error) {
 	if opt.Grace <= 0 {
 		opt.Grace = 10 * time.Second
 	}
-	s := &Server{dir: dir, opt: opt, disk: make(chan struct{}, opt.DiskOps)}
+	s := &Server{dir: dir, opt: opt, disk: make(chan struct{}, opt.DiskOps), look: make(chan struct{}, maxChecks)}
 	s.mu.sessions = map[fabric.Session]*session{}
 	return s, nil
 }
@@ -104,7 +106,7 @@ func (s *Server) Stats() Stats {
 	defer s.mu.Unlock()
 	st := Stats{
 		Sessions: len(s.mu.sessions), Puts: s.mu.puts,
-		Columns: s.count.columns.Load(), BytesIn: s.count.in.Load(), BytesOut: s.count.out.Load(),
+		Columns: s.count.columns.Load(), BytesIn: s.count.in.Load(), BytesOut: s.count.out.Load(), Checked: s.count.checked.Load(),
 		Exchanges: s.count.exchanges.Load(), Failed: s.count.failed.Load(), Corrupt: s.count.corrupt.Load(),
 	}
 	for _, ss := range s.mu.sessions {
@@ -118,7 +120,7 @@ func (s *Server) Greeting() []byte { return greeting(s.dir.Name(), s.opt.Domain)
 
 var opNames = map[byte]string{
 	opCreate: "create", opWrite: "write", opCommit: "commit", opAbort: "abort", opOpen: "open",
-	opRead: "read", opRemove: "remove", opList: "list", opSpace: "space",
+	opRead: "read", opRemove: "remove", opList: "list", opSpace: "space", opCheck: "check",
 }
 
 // serve does what the request says.
@@ -138,6 +140,8 @@ func (h *handler) serve(ctx context.Context) (reply []byte, err error) {
 		return nil, h.onDisk(ctx, func() error { return h.dir.Remove(ctx, key) })
 	case opList:
 		return h.list(ctx)
+	case opCheck:
+		return h.check(ctx)
 	case opSpace:
 		if err := h.m.end("space"); err != nil {
 			return nil, err

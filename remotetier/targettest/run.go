@@ -15,6 +15,7 @@ import (
 	"unsafe"
 
 	"github.com/ckptd/ckptd/remotetier"
+	"github.com/ckptd/ckptd/remotetier/stripe"
 )
 
 // Run checks every promise a Target makes; open gives a new, empty one.
@@ -31,6 +32,7 @@ func Run(t *testing.T, open func(t *testing.T) remotetier.Target) {
 		{"ReplaceIsOldOrNew", testReplace},
 		{"ReadAnyRange", testRanges},
 		{"OpenMissing", testMissing},
+		{"CheckWhereItLies", testCheck},
 		{"Remove", testRemove},
 		{"ReadWhileRemoved", testReadWhileRemoved},
 		{"ListInOrder", testList},
@@ -304,6 +306,40 @@ func testMissing(t *testing.T, tg remotetier.Target) {
 		if _, err := tg.Open(t.Context(), k); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("Open(%v) = %v, want fs.ErrNotExist", k, err)
 		}
+	}
+}
+
+// testCheck checks a column of more than one piece, by whatever way there is.
+func testCheck(t *testing.T, tg remotetier.Target) {
+	tier := remotetier.New([]remotetier.TargetInfo{{Target: tg}}, remotetier.Options{})
+	const size = remotetier.CheckPiece + 70_001
+	place, err := tier.Put(t.Context(), "a/b", bytes.NewReader(pages(size/4096+1, 17)[:size]), stripe.Layout{K: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, buf := key("a/b", place.Generation, 0), pages(16, 0)
+	paced := int64(0)
+	info, err := remotetier.CheckTarget(t.Context(), tg, k, buf, func(_ context.Context, n int64) error { paced += n; return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Key != k || info.Size != size || info.Content != place.Content || !slices.Equal(info.Targets, place.Targets) || info.Layout.K != 1 {
+		t.Errorf("CheckTarget = %+v, want what is said of %+v", info, place)
+	}
+	if paced < size || paced > size+65536 {
+		t.Errorf("the pace was told of %d bytes, want %d and some pages", paced, size)
+	}
+	if _, err := remotetier.CheckTarget(t.Context(), tg, key("a/b", place.Generation, 1), buf, nil); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("CheckTarget of nothing = %v, want fs.ErrNotExist", err)
+	}
+	stop := errors.New("enough")
+	if _, err := remotetier.CheckTarget(t.Context(), tg, k, buf, func(context.Context, int64) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("CheckTarget with a pace that ends = %v, want its error", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := remotetier.CheckTarget(ctx, tg, k, buf, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("CheckTarget = %v, want context.Canceled", err)
 	}
 }
 
