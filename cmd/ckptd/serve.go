@@ -225,7 +225,11 @@ func openCatalog(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.L
 	var nc *nats.Conn
 	var err error
 	if s.NATS != "" {
-		nc, err = natscatalog.Connect(s.NATS, natscatalog.ConnectOptions{Node: cfg.Name, Token: cfg.Token, Creds: s.NATSCreds, Trace: trace})
+		conn := natscatalog.ConnectOptions{Node: cfg.Name, Token: cfg.Token, Creds: s.NATSCreds, Trace: trace}
+		if conn.TLS, err = natsTLS(s.NATS, s.TLSCert, s.TLSKey, s.TLSCA); err != nil {
+			return nil, err
+		}
+		nc, err = natscatalog.Connect(s.NATS, conn)
 	} else {
 		var srv *natscatalog.Server
 		srv, err = natscatalog.Embed(filepath.Join(s.Data, "catalog"), natscatalog.EmbedOptions{
@@ -242,6 +246,15 @@ func openCatalog(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.L
 	}
 	open.add(closeFunc(func() error { nc.Close(); return nil }))
 	return openBuckets(ctx, func(bucket string) (*natscatalog.Driver, error) { return natscatalog.Open(ctx, nc, bucket, opt) }, log)
+}
+
+// natsTLS is how NATS servers are met; nil: as the URL says, with the system's
+// authorities.
+func natsTLS(url, cert, key, ca string) (*tls.Config, error) {
+	if !strings.Contains(url, "tls://") || ca == "" && cert == "" {
+		return nil, nil
+	}
+	return clientTLS(cert, key, ca)
 }
 
 // openBuckets waits for the catalog as long as it takes: a node that starts

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/localtier/vfs"
@@ -32,6 +33,7 @@ type targetSettings struct {
 	Buffers                string
 	MaxConns, DiskOps      int
 	LogLevel               string
+	member                 memberSettings
 }
 
 func newTarget() *cobra.Command {
@@ -39,7 +41,8 @@ func newTarget() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "target", Short: "Serve one directory of the remote tier to daemons", Args: cobra.NoArgs,
 		Long: "Serve one directory as a stripe target of the remote tier. Daemons use it by\n" +
-			"--remote tcp:HOST:PORT (or tls:). The directory needs no index: a target can be\n" +
+			"--remote tcp:HOST:PORT (or tls:), or, with --nats, by --remote catalog: then the target\n" +
+			"registers itself, and daemons follow. The directory needs no index: a target can be\n" +
 			"stopped, moved and started again.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return runTarget(cmd.Context(), s) },
 	}
@@ -57,6 +60,7 @@ func newTarget() *cobra.Command {
 	f.IntVar(&s.MaxConns, "max-conns", 1024, "connections at one time, for each --listen")
 	f.IntVar(&s.DiskOps, "disk-ops", 16, "writes, commits and look-ups on the disk at one time")
 	f.StringVar(&s.LogLevel, "log-level", "info", "debug, info, warn or error")
+	s.member.flags(f)
 	return cmd
 }
 
@@ -78,6 +82,9 @@ func runTarget(ctx context.Context, s targetSettings) (err error) {
 	}
 	if err := target.CheckDomain(s.Domain); err != nil {
 		return fmt.Errorf("--domain: %w", err)
+	}
+	if err := s.member.check(s.Listen); err != nil {
+		return err
 	}
 	var open opened
 	defer func() { err = errors.Join(err, open.Close()) }()
@@ -111,7 +118,14 @@ func runTarget(ctx context.Context, s targetSettings) (err error) {
 		listeners = append(listeners, l)
 		log.Info("target listens", "addr", l.Addr().String(), "name", s.Name, "domain", s.Domain, "dir", s.Dir, "tls", opt.TLS != nil, "version", version)
 	}
-	err = serveTarget(ctx, srv, listeners, log)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return serveTarget(gctx, srv, listeners, log) })
+	if s.member.NATS != "" {
+		g.Go(func() error { return s.joinCluster(gctx, srv, listeners, log) })
+	}
+	if err = g.Wait(); errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		err = nil
+	}
 	st := srv.Stats()
 	log.Info("target stopped", "name", s.Name, "columns", st.Columns, "bytes_in", st.BytesIn, "bytes_out", st.BytesOut, "failed", st.Failed, "err", err)
 	return err

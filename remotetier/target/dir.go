@@ -18,10 +18,14 @@
 //  6. A Remote is never another target than the one it was: a name that
 //     differs is refused. A target that cannot be reached costs a caller no
 //     more than the fabric's limits, and nothing while it is known to be away.
+//  7. A Member keeps a server's place in the catalog, and never takes that of
+//     another directory or of a process that lives. A catalog that is away
+//     stops nothing of the serving.
 package target
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -36,8 +40,10 @@ import (
 )
 
 const (
-	idFile  = "target.id"
-	idMagic = "ckptd target 1\n"
+	idFile   = "target.id"
+	idMagic  = "ckptd target 1\n"
+	uidFile  = "target.uid"
+	uidMagic = "ckptd target uid 1\n"
 )
 
 // Dir is a directory of columns. Close it when nobody uses it any more.
@@ -109,7 +115,7 @@ func (d *Dir) identify() error {
 	got, err := NameOf(d.fs, d.dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return d.writeID(idMagic + d.name + "\n")
+		return d.writeText(idFile, idMagic+d.name+"\n")
 	case err != nil:
 		return err
 	case got != d.name:
@@ -143,8 +149,42 @@ func readID(f vfs.File) (name string, err error) {
 	return name, nil
 }
 
-func (d *Dir) writeID(text string) error {
-	tmp := d.path(idFile + ".tmp")
+// UID tells this directory from every other of the same name. It is made when
+// it is first asked for; a copy of the directory has the same.
+func (d *Dir) UID() (string, error) {
+	uid, err := d.readUID()
+	if errors.Is(err, fs.ErrNotExist) {
+		uid = rand.Text() // 130 bits
+		err = d.writeText(uidFile, uidMagic+uid+"\n")
+	}
+	if err != nil {
+		return "", fmt.Errorf("target %s: uid: %w", d.name, err)
+	}
+	return uid, nil
+}
+
+func (d *Dir) readUID() (string, error) {
+	f, err := d.fs.Open(d.path(uidFile), vfs.Opt{})
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b := make([]byte, 128)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", err
+	}
+	uid, magic := strings.CutPrefix(string(b[:n]), uidMagic)
+	uid, line := strings.CutSuffix(uid, "\n")
+	if !magic || !line || len(uid) < 16 || remotetier.CheckTargetName(uid) != nil {
+		return "", fmt.Errorf("%s: %w", uidFile, catalog.ErrCorrupt)
+	}
+	return uid, nil
+}
+
+// writeText makes a small file of the directory, whole or not at all.
+func (d *Dir) writeText(name, text string) error {
+	tmp := d.path(name + ".tmp")
 	if err := d.fs.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -156,7 +196,7 @@ func (d *Dir) writeID(text string) error {
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	if err := d.fs.Rename(tmp, d.path(idFile)); err != nil {
+	if err := d.fs.Rename(tmp, d.path(name)); err != nil {
 		return err
 	}
 	return d.fs.SyncDir(d.dir)

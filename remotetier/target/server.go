@@ -40,12 +40,14 @@ type Stats struct {
 	Sessions  int   // clients known now
 	Puts      int   // columns being written now
 	Columns   int64 // committed
+	Removed   int64 // columns asked to be removed
 	BytesIn   int64 // of columns, received
 	BytesOut  int64 // of columns, sent
 	Checked   int64 // bytes of columns that were checked here and not sent
 	Exchanges int64
 	Failed    int64 // exchanges answered with an error
 	Corrupt   int64 // columns refused, or found, that do not fit their own sums
+	DiskErrs  int64 // operations that the disk failed, for no reason that a client gave
 }
 
 // Server serves a Dir over fabrics. It is a fabric.Handler.
@@ -55,7 +57,7 @@ type Server struct {
 	disk  chan struct{} // a slot for each disk operation
 	look  chan struct{} // a slot for each check, so that they leave buffers to others
 	count struct {
-		columns, in, out, checked, exchanges, failed, corrupt atomic.Int64
+		columns, removed, in, out, checked, exchanges, failed, corrupt, diskErrs atomic.Int64
 	}
 
 	mu struct {
@@ -108,6 +110,7 @@ func (s *Server) Stats() Stats {
 		Sessions: len(s.mu.sessions), Puts: s.mu.puts,
 		Columns: s.count.columns.Load(), BytesIn: s.count.in.Load(), BytesOut: s.count.out.Load(), Checked: s.count.checked.Load(),
 		Exchanges: s.count.exchanges.Load(), Failed: s.count.failed.Load(), Corrupt: s.count.corrupt.Load(),
+		Removed: s.count.removed.Load(), DiskErrs: s.count.diskErrs.Load(),
 	}
 	for _, ss := range s.mu.sessions {
 		st.Conns += ss.conns
@@ -137,6 +140,7 @@ func (h *handler) serve(ctx context.Context) (reply []byte, err error) {
 		if err := h.m.end("remove"); err != nil {
 			return nil, err
 		}
+		h.count.removed.Add(1)
 		return nil, h.onDisk(ctx, func() error { return h.dir.Remove(ctx, key) })
 	case opList:
 		return h.list(ctx)
@@ -182,7 +186,11 @@ func (s *Server) onDisk(ctx context.Context, f func() error) error {
 	select {
 	case s.disk <- struct{}{}:
 		defer func() { <-s.disk }()
-		return f()
+		err := f()
+		if err != nil && ctx.Err() == nil && catalog.ClassOf(err) == nil {
+			s.count.diskErrs.Add(1)
+		}
+		return err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
