@@ -17,7 +17,7 @@ import (
 type TargetInfo struct {
 	Target
 	Domain string              // what fails together with it; empty: nothing
-	Weight float64             // its share of columns relative to the others; zero stands for 1, below zero takes no new ones
+	Weight float64             // its share of columns relative to the others, times how much of it is free; zero stands for 1, below zero takes no new ones
 	Pool   string              // a blob's columns go to targets of one pool; "" is the default one
 	State  catalog.TargetState // up: everything; suspect: written only when there is no better one; otherwise no new columns
 }

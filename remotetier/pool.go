@@ -106,7 +106,7 @@ func (m *members) choose(ctx context.Context, pool, blob string, gen uint64, l s
 		case s.Space.Free < need:
 			full = append(full, fmt.Errorf("%s has %d bytes free of the %d needed", s.Name, s.Space.Free, need))
 		default:
-			c := stripe.Candidate{Name: s.Name, Domain: s.Domain, Weight: m.byName[s.Name].Weight}
+			c := stripe.Candidate{Name: s.Name, Domain: s.Domain, Weight: stripe.ByFree(m.byName[s.Name].Weight, s.Space.Free, s.Space.Total)}
 			if s.State == catalog.TargetSuspect {
 				c.Rank = 1
 			}

@@ -252,3 +252,24 @@ func TestSilentTargetDoesNotHoldPuts(t *testing.T) {
 		}
 	})
 }
+
+// TestFullerTargetsGetFewerColumns: shares follow what is free.
+func TestFullerTargetsGetFewerColumns(t *testing.T) {
+	infos := infosOf("a", "b", "c")
+	full := infos[0].Target.(*targettest.Mem)
+	full.SetTotal(64 << 20)
+	full.SetColumn(remotetier.Key{Blob: "ballast"}, make([]byte, 48<<20)) // a quarter is left
+	tier := remotetier.New(infos, remotetier.Options{})
+	const n = 600
+	got := map[string]int{}
+	for i := range n {
+		p, err := tier.Put(t.Context(), fmt.Sprintf("b/%d", i), sealOf(nil), layout(1, 0, 65536))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[p.Targets[0]]++
+	}
+	if share := float64(got["a"]) / n; share < 0.07 || share > 0.16 {
+		t.Errorf("the target that is a quarter free has %.2f of the columns, want 1/9", share)
+	}
+}

@@ -10,8 +10,8 @@
 //     inverse to each other, and all columns have the same size.
 //  2. With no column missing a Plan reads only the 64 KiB blocks that hold
 //     wanted bytes; with columns missing, the same rows of K others.
-//  3. Place is a function of its arguments alone, frozen by test vectors: no
-//     seed, no clock, no library's hash that could change.
+//  3. Place, PlaceMore and ByFree are functions of their arguments alone, frozen
+//     by test vectors: no seed, no clock, no library's hash that could change.
 package stripe
 
 import (

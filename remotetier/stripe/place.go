@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"math"
+	"math/bits"
 	"slices"
 )
 
@@ -23,6 +24,27 @@ type Candidate struct {
 // column while another has none, and so on. With fewer than n targets it
 // returns them all.
 func Place(blob string, generation uint64, targets []Candidate, n int) []string {
+	return PlaceMore(blob, generation, targets, nil, n, 0)
+}
+
+// PlaceMore chooses targets, as Place does, for n more columns of a generation
+// that has columns on held already: none of these gets another. When there is
+// no target for each and most is above zero, targets get further columns, but
+// then no column goes where its domain, or the target if it has none, would
+// hold more than most. It returns fewer than n names when not all can be placed.
+func PlaceMore(blob string, generation uint64, targets, held []Candidate, n, most int) []string {
+	all := rank(blob, generation, targets)
+	names := all.fill(held, n, 1, math.MaxInt)
+	if len(names) < n && most > 0 {
+		names = all.fill(held, n, most, most)
+	}
+	return names
+}
+
+// ranked is candidates in the order of preference, each with its domain.
+type ranked []Candidate
+
+func rank(blob string, generation uint64, targets []Candidate) ranked {
 	type scored struct {
 		Candidate
 		score float64
@@ -35,33 +57,54 @@ func Place(blob string, generation uint64, targets []Candidate, n int) []string 
 		if !(t.Weight > 0) {
 			continue
 		}
-		if t.Domain == "" {
-			t.Domain = "\x00" + t.Name // no domain can be called so
-		}
+		t.Domain = t.domain()
 		all = append(all, scored{t, t.Weight / -math.Log(unit(blob, generation, t.Name))})
 	}
 	slices.SortFunc(all, func(a, b scored) int {
 		return cmp.Or(cmp.Compare(a.Rank, b.Rank), cmp.Compare(b.score, a.score), cmp.Compare(a.Name, b.Name))
 	})
+	r := make(ranked, len(all))
+	for i, s := range all {
+		r[i] = s.Candidate
+	}
+	return r
+}
+
+func (c Candidate) domain() string {
+	if c.Domain == "" {
+		return "\x00" + c.Name // no domain can be called so
+	}
+	return c.Domain
+}
+
+// fill places n columns one by one: on the target that has the fewest, of
+// these on the lowest rank, of these in the domain that has the fewest, of
+// these on the first. No column makes a target hold more than onTarget, or a
+// domain more than inDomain.
+func (r ranked) fill(held []Candidate, n, onTarget, inDomain int) []string {
+	targets, domains := map[string]int{}, map[string]int{}
+	for _, h := range held {
+		targets[h.Name]++
+		domains[h.domain()]++
+	}
 	names := make([]string, 0, n)
-	inDomain := map[string]int{}
-	for len(all) > 0 && len(names) < n {
-		rank := all[:1]
-		for len(rank) < len(all) && all[len(rank)].Rank == rank[0].Rank {
-			rank = all[:len(rank)+1]
-		}
-		all = all[len(rank):]
-		taken := make([]bool, len(rank))
-		end := min(n, len(names)+len(rank))
-		for round := 1; len(names) < end; round++ {
-			for i, t := range rank {
-				if len(names) < n && !taken[i] && inDomain[t.Domain] < round {
-					taken[i] = true
-					inDomain[t.Domain]++
-					names = append(names, t.Name)
-				}
+	for len(names) < n {
+		best := -1
+		for i, c := range r {
+			if targets[c.Name] >= onTarget || domains[c.Domain] >= inDomain {
+				continue
+			}
+			if best < 0 || cmp.Or(cmp.Compare(targets[c.Name], targets[r[best].Name]),
+				cmp.Compare(c.Rank, r[best].Rank), cmp.Compare(domains[c.Domain], domains[r[best].Domain])) < 0 {
+				best = i
 			}
 		}
+		if best < 0 {
+			break
+		}
+		targets[r[best].Name]++
+		domains[r[best].Domain]++
+		names = append(names, r[best].Name)
 	}
 	return names
 }
@@ -75,4 +118,29 @@ func unit(blob string, generation uint64, target string) float64 {
 	b = append(b, target...)
 	sum := sha256.Sum256(b)
 	return (float64(binary.BigEndian.Uint64(sum[:8])>>11) + 0.5) / (1 << 53)
+}
+
+// freeSteps is how finely free space counts: coarse, so that the places of
+// blobs change when a target fills up and not with every column on it.
+const freeSteps = 16
+
+// ByFree is the weight in placement of a target of total bytes: the one it was
+// given, zero standing for 1, times the part of it that is free in sixteenths,
+// rounded up. A total of zero or less stands for a target without bounds.
+func ByFree(weight float64, free, total int64) float64 {
+	if weight == 0 {
+		weight = 1
+	}
+	steps := uint64(freeSteps)
+	switch {
+	case free <= 0 && total > 0:
+		steps = 1
+	case free < total:
+		hi, lo := bits.Mul64(uint64(free), freeSteps)
+		var rest uint64
+		if steps, rest = bits.Div64(hi, lo, uint64(total)); rest > 0 {
+			steps++
+		}
+	}
+	return weight * float64(steps) / freeSteps
 }

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -170,103 +168,6 @@ func TestPlanRefuses(t *testing.T) {
 		if err != nil || len(st.Reads) != 1 {
 			t.Errorf("Plan = %+v, %v", st, err)
 		}
-	}
-}
-
-func candidates(n, domains int) (all []stripe.Candidate) {
-	for i := range n {
-		c := stripe.Candidate{Name: fmt.Sprintf("t%02d", i)}
-		if domains > 0 {
-			c.Domain = fmt.Sprintf("rack%d", i%domains)
-		}
-		all = append(all, c)
-	}
-	return all
-}
-
-// TestPromise3PlaceIsFrozen: testdata/place.txt is for every implementation.
-func TestPromise3PlaceIsFrozen(t *testing.T) {
-	var b strings.Builder
-	for i := range 40 {
-		c := candidates(3+i%9, i%4)
-		for j := range c {
-			c[j].Weight = float64(j % 3)
-		}
-		blob := fmt.Sprintf("run/%012d-000001/rank-%05d.safetensors", i*100, i)
-		fmt.Fprintf(&b, "%s %d targets=%d domains=%d: %s\n", blob, i, 3+i%9, i%4, strings.Join(stripe.Place(blob, uint64(i), c, 3), " "))
-	}
-	if *update {
-		if err := os.WriteFile("testdata/place.txt", []byte(b.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile("testdata/place.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if b.String() != string(want) {
-		t.Errorf("columns go elsewhere than before:\n%s", b.String())
-	}
-}
-
-func TestPlaceSpreadsOverDomains(t *testing.T) {
-	for i := range 200 {
-		blob := fmt.Sprint(i)
-		for _, c := range []struct{ targets, domains, n, most int }{{12, 6, 6, 1}, {12, 3, 6, 2}, {12, 4, 6, 2}, {5, 2, 5, 3}, {6, 0, 6, 1}} {
-			all := candidates(c.targets, c.domains)
-			names := stripe.Place(blob, 1, all, c.n)
-			in := map[string]int{}
-			for _, name := range names {
-				d := all[slices.IndexFunc(all, func(a stripe.Candidate) bool { return a.Name == name })].Domain
-				if d == "" {
-					d = name
-				}
-				if in[d]++; in[d] > c.most {
-					t.Errorf("%+v: %v", c, names)
-				}
-			}
-			if slices.Sort(names); len(slices.Compact(names)) != c.n {
-				t.Errorf("%+v: %v", c, names)
-			}
-		}
-	}
-	if got := stripe.Place("a", 1, candidates(2, 0), 3); len(got) != 2 {
-		t.Errorf("of two targets: %v", got)
-	}
-	if got := stripe.Place("a", 1, []stripe.Candidate{{Name: "a", Weight: -1}, {Name: "b", Weight: math.NaN()}, {Name: "c"}}, 3); !slices.Equal(got, []string{"c"}) {
-		t.Errorf("weights below zero: %v", got)
-	}
-}
-
-func TestPlaceFollowsWeightsAndMovesLittle(t *testing.T) {
-	all := []stripe.Candidate{{Name: "a"}, {Name: "b", Weight: 2}, {Name: "c", Weight: 3}}
-	const n = 20_000
-	got := map[string]int{}
-	moved := 0
-	for i := range n {
-		first := stripe.Place(fmt.Sprint(i), 1, all, 1)[0]
-		got[first]++
-		if after := stripe.Place(fmt.Sprint(i), 1, append(all, stripe.Candidate{Name: "d"}), 1)[0]; after != first {
-			moved++
-			if after != "d" {
-				t.Fatalf("blob %d moved from %s to %s when d came", i, first, after)
-			}
-		}
-	}
-	for name, want := range map[string]float64{"a": 1. / 6, "b": 2. / 6, "c": 3. / 6} {
-		if share := float64(got[name]) / n; math.Abs(share-want) > 0.02 {
-			t.Errorf("%s has %.3f of the columns, want %.3f", name, share, want)
-		}
-	}
-	if share := float64(moved) / n; math.Abs(share-1./7) > 0.02 {
-		t.Errorf("%.3f moved to the newcomer, want 1/7", share)
-	}
-}
-
-func BenchmarkPlace(b *testing.B) {
-	all := candidates(64, 8)
-	for b.Loop() {
-		stripe.Place("run/000000000001-000001/rank-00000.safetensors", 1, all, 6)
 	}
 }
 
