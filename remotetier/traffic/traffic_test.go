@@ -54,14 +54,19 @@ func entered(t *testing.T, g *Gate, c Class, n int64) (leave func()) {
 func TestPromise1MoreUrgentHoldsTheOthersBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(Options{Floor: 1, MaxWait: time.Hour})
-		for _, c := range []Class{Dataset, Drain, Repair, Scrub} { // the floor's first byte
-			entered(t, g, c, 1)()
-			time.Sleep(time.Minute)
-		}
 		restore := entered(t, g, Restore, 1<<20)
-		g.mu.classes[Drain].floor.level, g.mu.classes[Scrub].floor.level = -1e9, -1e9
+		for _, c := range []Class{Drain, Scrub} { // the floor's first byte, and a debt
+			entered(t, g, c, 1<<20)()
+		}
+		time.Sleep(time.Second)
 		var order []Class
 		var mu sync.Mutex
+		begun := func() int {
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			return len(order)
+		}
 		var wg sync.WaitGroup
 		for _, c := range []Class{Scrub, Drain} {
 			wg.Go(func() {
@@ -79,16 +84,15 @@ func TestPromise1MoreUrgentHoldsTheOthersBack(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(10 * time.Second)
-		if len(order) > 0 {
-			t.Fatalf("%v began while a restore was in flight", order)
+		if n := begun(); n > 0 {
+			t.Fatalf("%d began while a restore was in flight", n)
 		}
 		entered(t, g, Restore, 1<<20)() // the same class does not wait for itself
 		from := time.Now()
 		restore()
 		time.Sleep(49 * time.Millisecond)
-		synctest.Wait()
-		if len(order) > 0 {
-			t.Fatalf("%v began while a restore lingered", order)
+		if n := begun(); n > 0 {
+			t.Fatalf("%d began while a restore lingered", n)
 		}
 		wg.Wait()
 		if !slices.Equal(order, []Class{Drain, Scrub}) {
