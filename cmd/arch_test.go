@@ -37,11 +37,11 @@ var layers = map[string][]string{
 
 	// Drivers: what only a program, or a test, plugs in.
 	"catalog/natscatalog":     {"catalog"},
-	"remotetier/fabric":       {"catalog"},
+	"remotetier/fabric":       {"remotetier/traffic", "catalog"},
 	"remotetier/fabric/frame": {"remotetier/fabric", "catalog"},
 	"remotetier/fabric/rails": {"remotetier/fabric", "catalog"},
 	"remotetier/fabric/tcp":   {"remotetier/fabric/frame", "remotetier/fabric/rails", "remotetier/fabric", "catalog"},
-	"remotetier/target":       {"remotetier", "remotetier/stripe", "remotetier/fabric", "localtier/vfs", "catalog"},
+	"remotetier/target":       {"remotetier", "remotetier/stripe", "remotetier/traffic", "remotetier/fabric", "localtier/vfs", "catalog"},
 
 	// The daemon and the programs.
 	"ckptd": {

@@ -3,12 +3,13 @@ package fabric
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // Defaults of Buffers, in bytes.
@@ -27,8 +28,8 @@ type Buffers struct {
 
 	mu struct {
 		sync.Mutex
-		free  []*Buffer      // the last one was used last: it is in the cache
-		queue []chan *Buffer // who waits, first come first
+		free []*Buffer // the last one was used last: it is in the cache
+		line traffic.Line[chan *Buffer]
 	}
 }
 
@@ -82,10 +83,10 @@ func (b *Buffers) Free() int {
 func (b *Buffers) Waiting() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.mu.queue)
+	return b.mu.line.Len()
 }
 
-// Get lends a piece, when there is one; who came first gets it first.
+// Get lends a piece, when there is one: to the most urgent class first, and within it to who came first.
 func (b *Buffers) Get(ctx context.Context) (*Buffer, error) {
 	b.mu.Lock()
 	if n := len(b.mu.free); n > 0 {
@@ -95,7 +96,7 @@ func (b *Buffers) Get(ctx context.Context) (*Buffer, error) {
 		return p, nil
 	}
 	ready := make(chan *Buffer, 1)
-	b.mu.queue = append(b.mu.queue, ready)
+	b.mu.line.Join(time.Now(), traffic.ClassOf(ctx), ready)
 	b.mu.Unlock()
 	select {
 	case p := <-ready:
@@ -103,12 +104,9 @@ func (b *Buffers) Get(ctx context.Context) (*Buffer, error) {
 	case <-ctx.Done():
 	}
 	b.mu.Lock()
-	i := slices.Index(b.mu.queue, ready)
-	if i >= 0 {
-		b.mu.queue = slices.Delete(b.mu.queue, i, i+1)
-	}
+	waits := b.mu.line.Leave(func(c chan *Buffer) bool { return c == ready })
 	b.mu.Unlock()
-	if i < 0 { // it came in the same moment
+	if !waits { // it came in the same moment
 		(<-ready).Release()
 	}
 	return nil, ctx.Err()
@@ -119,9 +117,8 @@ func (p *Buffer) Release() {
 	b := p.from
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.mu.queue) > 0 {
-		b.mu.queue[0] <- p // has room for it
-		b.mu.queue = slices.Delete(b.mu.queue, 0, 1)
+	if ready, ok := b.mu.line.Next(time.Now()); ok {
+		ready <- p // has room for it
 		return
 	}
 	if len(b.mu.free) == b.count {

@@ -42,12 +42,15 @@ func (h *handler) check(ctx context.Context) ([]byte, error) {
 	if n > maxCheck {
 		return nil, fmt.Errorf("check %v: %w: %d bytes at once, at most %d", key, catalog.ErrInvalid, n, maxCheck)
 	}
-	select {
-	case h.look <- struct{}{}:
-		defer func() { <-h.look }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	leave, err := h.gate.Enter(ctx, h.class, n)
+	if err != nil {
+		return nil, err
 	}
+	defer leave()
+	if err := h.look.Take(ctx); err != nil {
+		return nil, err
+	}
+	defer h.look.Give()
 	buf, err := h.x.Buffer(ctx)
 	if err != nil {
 		return nil, err

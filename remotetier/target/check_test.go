@@ -61,7 +61,7 @@ func TestCheckNamesTheBlock(t *testing.T) {
 		{(bad - 1) * 65536, 2 * 65536, k, catalog.ErrCorrupt}, {7, 65536, k, catalog.ErrInvalid}, {0, 1 << 30, k, catalog.ErrInvalid},
 		{0, 65536, remotetier.Key{Blob: "run/b"}, fs.ErrNotExist},
 	} {
-		req := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64([]byte{10}, q.off), q.n)
+		req := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64([]byte{10, 0}, q.off), q.n)
 		op := &fabric.Op{Request: append(req, keyBytes(q.k)...)}
 		if err := c.Do(t.Context(), op); !errors.Is(err, q.want) || q.want == nil && (err != nil || len(op.Reply) != 4128) {
 			t.Errorf("check of %d bytes at %d of %v = %v and %d bytes, want %v", q.n, q.off, q.k, err, len(op.Reply), q.want)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // Operations of the protocol; PROTOCOL.md in package fabric has them.
@@ -34,7 +35,8 @@ type message struct {
 	bad bool
 }
 
-func newMessage(op byte) *message { return &message{b: []byte{op}} }
+// newMessage begins a request: its class is put in when it is sent.
+func newMessage(op byte) *message { return &message{b: []byte{op, byte(traffic.Unset)}} }
 
 func (m *message) putU8(v byte) *message {
 	m.b = append(m.b, v)

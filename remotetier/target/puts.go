@@ -45,7 +45,7 @@ type put struct {
 
 	mu struct {
 		sync.Mutex
-		cut context.CancelFunc // ends the pull under way; nil: none
+		cut context.CancelFunc // ends the wait for bytes that is under way; nil: none
 	}
 }
 
@@ -282,6 +282,11 @@ func (h *handler) write(ctx context.Context, p *put, off int64) error {
 	case off > p.off || n > p.size-off:
 		return fmt.Errorf("write %v: %w: %d bytes at %d, where %d of %d are written", p.key, catalog.ErrInvalid, n, off, p.off, p.size)
 	}
+	leave, err := h.turn(ctx, p, n)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	for h.x.Out() > 0 {
 		took, err := h.piece(ctx, p, off)
 		if err != nil {
@@ -294,15 +299,11 @@ func (h *handler) write(ctx context.Context, p *put, off int64) error {
 
 // piece pulls one Buffer's worth and writes what of it is new.
 func (h *handler) piece(ctx context.Context, p *put, off int64) (int64, error) {
-	buf, err := h.x.Buffer(ctx)
+	buf, b, err := h.pull(ctx, p)
 	if err != nil {
 		return 0, err
 	}
 	defer buf.Release()
-	b := buf.Bytes[:min(len(buf.Bytes), h.x.Out())]
-	if err := h.pull(ctx, p, b); err != nil {
-		return 0, err
-	}
 	fresh := b[min(p.off-off, int64(len(b))):]
 	if len(fresh) == 0 {
 		return int64(len(b)), nil
@@ -320,18 +321,43 @@ func (h *handler) piece(ctx context.Context, p *put, off int64) (int64, error) {
 	return int64(len(b)), nil
 }
 
-// pull can be ended by another exchange of the same put.
-func (h *handler) pull(ctx context.Context, p *put, b []byte) error {
+// lost ends ctx when another exchange of the same put comes: who waits, or
+// pulls, for a client that is not there any more gives way. done is called
+// before anything reaches the file.
+func (p *put) lost(ctx context.Context) (_ context.Context, done func()) {
 	ctx, cut := context.WithCancel(ctx)
-	defer cut()
 	p.mu.Lock()
 	p.mu.cut = cut
 	p.mu.Unlock()
-	err := h.x.Pull(ctx, b)
-	p.mu.Lock()
-	p.mu.cut = nil
-	p.mu.Unlock()
-	return err
+	return ctx, func() {
+		cut()
+		p.mu.Lock()
+		p.mu.cut = nil
+		p.mu.Unlock()
+	}
+}
+
+// turn waits until it is the turn of the exchange's class.
+func (h *handler) turn(ctx context.Context, p *put, n int64) (leave func(), err error) {
+	ctx, done := p.lost(ctx)
+	defer done()
+	return h.gate.Enter(ctx, h.class, n)
+}
+
+// pull waits for a Buffer and fills it.
+func (h *handler) pull(ctx context.Context, p *put) (*fabric.Buffer, []byte, error) {
+	ctx, done := p.lost(ctx)
+	defer done()
+	buf, err := h.x.Buffer(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	b := buf.Bytes[:min(len(buf.Bytes), h.x.Out())]
+	if err := h.x.Pull(ctx, b); err != nil {
+		buf.Release()
+		return nil, nil, err
+	}
+	return buf, b, nil
 }
 
 // commit makes a column durable and visible, once.

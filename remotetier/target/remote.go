@@ -13,6 +13,7 @@ import (
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/remotetier/fabric"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // RemoteOptions of a Remote; the zero value works.
@@ -121,7 +122,15 @@ func (r *Remote) do(ctx context.Context, op *fabric.Op) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return r.client.Do(ctx, op)
+	return r.ask(ctx, op)
+}
+
+// ask is exchanges with the target, for what the context is for.
+func (r *Remote) ask(ctx context.Context, ops ...*fabric.Op) error {
+	for _, op := range ops {
+		op.Request[1] = byte(traffic.ClassOf(ctx))
+	}
+	return r.client.Do(ctx, ops...)
 }
 
 // Space asks the target.
@@ -217,7 +226,7 @@ func (r *Remote) Create(ctx context.Context, key remotetier.Key, size int64, mod
 		ops = append(ops, &fabric.Op{Request: newMessage(opAbort).putU64(id).b})
 	}
 	op := &fabric.Op{Request: newMessage(opCreate).putU64(w.id).putU64(uint64(size)).putKey(key).putU8(byte(mode)).b}
-	_ = r.client.Do(ctx, append(ops, op)...) // each has its own error
+	_ = r.ask(ctx, append(ops, op)...) // each has its own error
 	for i, o := range ops {
 		if o.Err != nil {
 			r.orphan(orphans[i])

@@ -15,6 +15,7 @@ import (
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/remotetier/fabric"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // ServerOptions of a Server; the zero value works.
@@ -23,6 +24,7 @@ type ServerOptions struct {
 	DiskOps int           // writes, commits and look-ups on the disk at one time; default 16
 	MaxPuts int           // columns being written at one time; default 1024
 	Grace   time.Duration // how long a client that is gone may come back to its columns; default 10 s
+	Traffic traffic.Options
 	Trace   ServerTrace
 }
 
@@ -48,14 +50,16 @@ type Stats struct {
 	Failed    int64 // exchanges answered with an error
 	Corrupt   int64 // columns refused, or found, that do not fit their own sums
 	DiskErrs  int64 // operations that the disk failed, for no reason that a client gave
+	Traffic   [traffic.Classes]traffic.Stats
 }
 
 // Server serves a Dir over fabrics. It is a fabric.Handler.
 type Server struct {
 	dir   *Dir
 	opt   ServerOptions
-	disk  chan struct{} // a slot for each disk operation
-	look  chan struct{} // a slot for each check, so that they leave buffers to others
+	gate  *traffic.Gate  // for bytes of columns
+	disk  *traffic.Slots // for each disk operation
+	look  *traffic.Slots // a slot for each check, so that they leave buffers to others
 	count struct {
 		columns, removed, in, out, checked, exchanges, failed, corrupt, diskErrs atomic.Int64
 	}
@@ -84,7 +88,7 @@ func NewServer(dir *Dir, opt ServerOptions) (*Server, error) {
 	if opt.Grace <= 0 {
 		opt.Grace = 10 * time.Second
 	}
-	s := &Server{dir: dir, opt: opt, disk: make(chan struct{}, opt.DiskOps), look: make(chan struct{}, maxChecks)}
+	s := &Server{dir: dir, opt: opt, gate: traffic.New(opt.Traffic), disk: traffic.NewSlots(opt.DiskOps), look: traffic.NewSlots(maxChecks)}
 	s.mu.sessions = map[fabric.Session]*session{}
 	return s, nil
 }
@@ -111,6 +115,7 @@ func (s *Server) Stats() Stats {
 		Columns: s.count.columns.Load(), BytesIn: s.count.in.Load(), BytesOut: s.count.out.Load(), Checked: s.count.checked.Load(),
 		Exchanges: s.count.exchanges.Load(), Failed: s.count.failed.Load(), Corrupt: s.count.corrupt.Load(),
 		Removed: s.count.removed.Load(), DiskErrs: s.count.diskErrs.Load(),
+		Traffic: s.gate.Stats(),
 	}
 	for _, ss := range s.mu.sessions {
 		st.Conns += ss.conns
@@ -163,15 +168,16 @@ type handler struct {
 	session fabric.Session
 	x       fabric.Exchange
 	op      byte
+	class   traffic.Class
 	m       *message
 }
 
 // Answer answers one exchange of a client.
 func (s *Server) Answer(ctx context.Context, id fabric.Session, x fabric.Exchange) ([]byte, error) {
 	h := &handler{Server: s, session: id, x: x, m: &message{b: x.Request()}}
-	h.op = h.m.u8()
+	h.op, h.class = h.m.u8(), traffic.Class(h.m.u8())
 	s.count.exchanges.Add(1)
-	reply, err := h.serve(ctx)
+	reply, err := h.classed(ctx)
 	if err != nil {
 		s.count.failed.Add(1)
 		if f := s.opt.Trace.Failed; f != nil && ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist) {
@@ -181,19 +187,33 @@ func (s *Server) Answer(ctx context.Context, id fabric.Session, x fabric.Exchang
 	return reply, err
 }
 
+// classed serves for the class that the client said, or the usual one.
+func (h *handler) classed(ctx context.Context) ([]byte, error) {
+	if int(h.class) >= traffic.Classes {
+		return nil, fmt.Errorf("%v: %w: this target does not know it", h.class, catalog.ErrInvalid)
+	}
+	usual := traffic.Drain
+	switch h.op {
+	case opOpen, opRead:
+		usual = traffic.Restore
+	case opCheck:
+		usual = traffic.Scrub
+	}
+	h.class = h.class.Or(usual)
+	return h.serve(traffic.WithClass(ctx, h.class))
+}
+
 // onDisk does f when there is a slot for it.
 func (s *Server) onDisk(ctx context.Context, f func() error) error {
-	select {
-	case s.disk <- struct{}{}:
-		defer func() { <-s.disk }()
-		err := f()
-		if err != nil && ctx.Err() == nil && catalog.ClassOf(err) == nil {
-			s.count.diskErrs.Add(1)
-		}
+	if err := s.disk.Take(ctx); err != nil {
 		return err
-	case <-ctx.Done():
-		return ctx.Err()
 	}
+	defer s.disk.Give()
+	err := f()
+	if err != nil && ctx.Err() == nil && catalog.ClassOf(err) == nil {
+		s.count.diskErrs.Add(1)
+	}
+	return err
 }
 
 // open tells the size of a column, and sends its first and last page: that is
@@ -230,8 +250,13 @@ func (h *handler) read(ctx context.Context) error {
 	})
 }
 
-// withFile opens a column, through the page cache, for f.
+// withFile opens a column, through the page cache, for f, when it is the turn of its class.
 func (h *handler) withFile(ctx context.Context, key remotetier.Key, f func(fabric.File, int64) error) error {
+	leave, err := h.gate.Enter(ctx, h.class, int64(h.x.In()))
+	if err != nil {
+		return err
+	}
+	defer leave()
 	var file fabric.File
 	var size int64
 	var done func() error
@@ -241,7 +266,7 @@ func (h *handler) withFile(ctx context.Context, key remotetier.Key, f func(fabri
 	}); err != nil {
 		return err
 	}
-	err := f(file, size)
+	err = f(file, size)
 	return errors.Join(err, done())
 }
 

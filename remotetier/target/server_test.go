@@ -52,7 +52,7 @@ func keyBytes(k remotetier.Key) []byte {
 
 // do sends operation op of a put.
 func (r raw) do(op byte, put uint64, more []byte, out []byte) error {
-	b := binary.LittleEndian.AppendUint64([]byte{op}, put)
+	b := binary.LittleEndian.AppendUint64([]byte{op, 0}, put)
 	return r.Do(r.t.Context(), &fabric.Op{Request: append(b, more...), Out: out})
 }
 
@@ -140,7 +140,7 @@ func TestTwiceIsOnce(t *testing.T) {
 	for range 2 {
 		is("abort of what was never there", c.abort(99), nil)
 	}
-	for _, req := range [][]byte{{}, {0}, {99}, {1}, {2, 1}, {5, 255, 255}, append([]byte{7}, append(keyBytes(aKey), 0)...), append([]byte{5}, keyBytes(remotetier.Key{Blob: "../../etc"})...)} {
+	for _, req := range [][]byte{{}, {0}, {99, 0}, {1, 0}, {2, 0, 1}, {5, 0, 255, 255}, append([]byte{5, 6}, keyBytes(aKey)...), append([]byte{7, 0}, append(keyBytes(aKey), 0)...), append([]byte{5, 0}, keyBytes(remotetier.Key{Blob: "../../etc"})...)} {
 		if err := c.Do(t.Context(), &fabric.Op{Request: req, In: make([]byte, 8192)}); !errors.Is(err, catalog.ErrCorrupt) && !errors.Is(err, catalog.ErrInvalid) {
 			t.Errorf("request %x = %v, want ErrCorrupt or ErrInvalid", req, err)
 		}
