@@ -31,7 +31,7 @@ var layers = map[string][]string{
 	"localtier":             {"localtier/vfs", "catalog"},
 	"remotetier/stripe":     {"catalog"},
 	"remotetier/traffic":    {"catalog"},
-	"remotetier":            {"remotetier/stripe", "catalog"},
+	"remotetier":            {"remotetier/stripe", "remotetier/traffic", "catalog"},
 	"sdk/wire":              {"catalog"},
 	"sdk/ckpt":              {"sdk/wire", "catalog"},
 
@@ -69,7 +69,6 @@ var testOnly = []string{"cmd", "catalog/catalogtest", "localtier/vfs/vfstest", "
 var foreign = map[string][]string{
 	"golang.org/x/sys/":                nil,
 	"golang.org/x/sync/":               nil,
-	"golang.org/x/time/rate":           {"remotetier", "ckptd"},
 	"github.com/cloudwego/hertz/":      {"ckptd"},
 	"github.com/nats-io/":              {"catalog/natscatalog", "cmd/ckptd", "cmd/ckpt/bench"},
 	"github.com/klauspost/reedsolomon": {"remotetier", "cmd/ckpt/bench"},

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // Source is what Put reads: a blob of the local tier, a file, bytes. Reads
@@ -64,7 +65,7 @@ func (t *Tier) Put(ctx context.Context, blob string, src Source, layout stripe.L
 
 // put is Put to a pool, with a generation of atLeast or more.
 func (t *Tier) put(ctx context.Context, targets *members, pool, blob string, src Source, layout stripe.Layout, atLeast uint64) (catalog.Place, error) {
-	layout = layout.Norm()
+	layout, ctx = layout.Norm(), traffic.Default(ctx, traffic.Drain)
 	fail := func(err error) (catalog.Place, error) {
 		return catalog.Place{}, fmt.Errorf("put %.80s: %w", blob, err)
 	}

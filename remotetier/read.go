@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // ReadAt is ReadAtContext without a context.
@@ -26,6 +27,12 @@ func (r *Reader) ReadAtContext(ctx context.Context, p []byte, off int64) (int, e
 		return 0, fmt.Errorf("read %s at %d: %w", r.place.Blob, off, catalog.ErrInvalid)
 	}
 	n := min(int64(len(p)), max(0, r.place.Size-off))
+	ctx = traffic.Default(ctx, traffic.Restore)
+	leave, err := r.tier.gate.Enter(ctx, traffic.ClassOf(ctx), n)
+	if err != nil {
+		return 0, fmt.Errorf("read %s at %d: %w", r.place.Blob, off, err)
+	}
+	defer leave()
 	if err := r.readRange(ctx, p[:n], off); err != nil {
 		return 0, fmt.Errorf("read %s at %d: %w", r.place.Blob, off, err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // Reader reads a blob from its columns, any k of them. Its methods may be
@@ -58,7 +59,7 @@ func (t *Tier) Open(ctx context.Context, place catalog.Place) (*Reader, error) {
 	}
 	place.Targets = slices.Clone(place.Targets)
 	r := &Reader{tier: t, place: place, layout: l, slots: make([]slot, l.Columns())}
-	if err := r.openSome(ctx); err != nil {
+	if err := r.openSome(traffic.Default(ctx, traffic.Restore)); err != nil {
 		_ = r.Close()
 		return nil, fmt.Errorf("open %s: %w", place.Blob, err)
 	}

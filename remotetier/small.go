@@ -16,6 +16,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // MaxSmall bounds a small record, in bytes.
@@ -36,6 +37,7 @@ func (t *Tier) putSmall(ctx context.Context, pool, blob string, b []byte, copies
 	if err := CheckBlob(blob); err != nil {
 		return catalog.Place{}, err
 	}
+	ctx = traffic.Default(ctx, traffic.Restore) // few bytes, which others wait for
 	var newest uint64
 	now := t.now.Load()
 	found, _ := now.copies(ctx, blob) // a target that is away may come back with an old generation, which is then the older one

@@ -3,22 +3,23 @@ package remotetier
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
-
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // Options of a Tier; the zero value works.
 type Options struct {
-	Rate       int64         // bytes/s that all Puts write and Verifies read together, parity included; 0: no limit
-	Parallel   int           // reads that one call has in flight; default 8
-	Memory     int64         // bytes of column data in buffers, over all calls; default 64 MiB, at least 8 MiB
-	Generation func() uint64 // default: the clock, in nanoseconds
+	Rate       int64           // bytes/s that all Puts write and Verifies read together, parity included; 0: no limit
+	Traffic    traffic.Options // between what this Tier does for several classes; Rate, where given, is that of traffic.Drain
+	Parallel   int             // reads that one call has in flight; default 8
+	Memory     int64           // bytes of column data in buffers, over all calls; default 64 MiB, at least 8 MiB
+	Generation func() uint64   // default: the clock, in nanoseconds
 	Trace      Trace
 }
 
@@ -42,10 +43,10 @@ const (
 // Tier keeps blobs on targets. Its methods may be called concurrently. It
 // holds nothing open between calls; who opened the targets closes them.
 type Tier struct {
-	opt   Options
-	now   atomic.Pointer[members]
-	bufs  *buffers
-	limit *rate.Limiter // nil: no limit
+	opt  Options
+	now  atomic.Pointer[members]
+	bufs *buffers
+	gate *traffic.Gate
 
 	mu struct {
 		sync.Mutex
@@ -70,8 +71,13 @@ func New(targets []TargetInfo, opt Options) *Tier {
 	t := &Tier{opt: opt, bufs: newBuffers(opt.Memory)}
 	t.mu.inFlight = map[uint64]string{}
 	if opt.Rate > 0 {
-		t.limit = rate.NewLimiter(rate.Limit(opt.Rate), int(min(opt.Rate, 16<<20)))
+		opt.Traffic.Rates = maps.Clone(opt.Traffic.Rates)
+		if opt.Traffic.Rates == nil {
+			opt.Traffic.Rates = map[traffic.Class]int64{}
+		}
+		opt.Traffic.Rates[traffic.Drain] = opt.Rate
 	}
+	t.gate = traffic.New(opt.Traffic)
 	if err := t.SetTargets(targets); err != nil {
 		panic("remotetier: " + err.Error())
 	}
@@ -100,19 +106,9 @@ func (t *Tier) writing(gen uint64) bool {
 	return ok
 }
 
-// pace waits until the rate limit has room for n bytes.
+// pace waits until the context's class may move n bytes.
 func (t *Tier) pace(ctx context.Context, n int64) error {
-	if t.limit == nil {
-		return nil
-	}
-	for n > 0 {
-		take := min(n, int64(t.limit.Burst()))
-		if err := t.limit.WaitN(ctx, int(take)); err != nil {
-			return err
-		}
-		n -= take
-	}
-	return nil
+	return t.gate.Pass(ctx, traffic.ClassOf(ctx).Or(traffic.Drain), n)
 }
 
 // layoutOf reads a place's layout and checks the place against it.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // VerifyError says which columns of a blob are not what they should be. It is
@@ -49,6 +50,7 @@ func (e *VerifyError) Unwrap() error {
 // parity against data, BLAKE3 of the blob against place.Content. What it finds
 // wrong is a *VerifyError; other errors are about the call, not the columns.
 func (t *Tier) Verify(ctx context.Context, place catalog.Place) error {
+	ctx = traffic.Default(ctx, traffic.Drain)
 	l, err := layoutOf(place)
 	if err != nil {
 		return err
