@@ -89,8 +89,22 @@ func (m *members) choose(ctx context.Context, pool, blob string, gen uint64, l s
 		}
 		return nil, fmt.Errorf("layout %v: %w: it needs %d targets and there are %d%s", l, catalog.ErrInvalid, n, len(asked), in)
 	}
-	var cands []stripe.Candidate
-	var full, failed []error
+	c := m.candidates(asked, need, without)
+	if names := stripe.Place(blob, gen, c.list, n); len(names) == n {
+		return names, nil
+	}
+	return nil, c.tooFew(ctx, n)
+}
+
+// candidates is what asked targets may take a column, and why others may not.
+type candidates struct {
+	list         []stripe.Candidate
+	full, failed []error
+}
+
+// candidates looks for targets that take new columns, answer, have room for
+// need bytes and are not in without.
+func (m *members) candidates(asked []TargetStatus, need int64, without map[string]error) (c candidates) {
 	for _, s := range asked {
 		err := s.Err
 		if without[s.Name] != nil {
@@ -98,30 +112,32 @@ func (m *members) choose(ctx context.Context, pool, blob string, gen uint64, l s
 		}
 		switch {
 		case !takesNew(s.State):
-			failed = append(failed, fmt.Errorf("%s is %s and %w", s.Name, s.State, errState))
+			c.failed = append(c.failed, fmt.Errorf("%s is %s and %w", s.Name, s.State, errState))
 		case errors.Is(err, catalog.ErrNoSpace):
-			full = append(full, fmt.Errorf("%s: %w", s.Name, err))
+			c.full = append(c.full, fmt.Errorf("%s: %w", s.Name, err))
 		case err != nil:
-			failed = append(failed, fmt.Errorf("%s: %w", s.Name, err))
+			c.failed = append(c.failed, fmt.Errorf("%s: %w", s.Name, err))
 		case s.Space.Free < need:
-			full = append(full, fmt.Errorf("%s has %d bytes free of the %d needed", s.Name, s.Space.Free, need))
+			c.full = append(c.full, fmt.Errorf("%s has %d bytes free of the %d needed", s.Name, s.Space.Free, need))
 		default:
-			c := stripe.Candidate{Name: s.Name, Domain: s.Domain, Weight: stripe.ByFree(m.byName[s.Name].Weight, s.Space.Free, s.Space.Total)}
+			cand := stripe.Candidate{Name: s.Name, Domain: s.Domain, Weight: stripe.ByFree(m.byName[s.Name].Weight, s.Space.Free, s.Space.Total)}
 			if s.State == catalog.TargetSuspect {
-				c.Rank = 1
+				cand.Rank = 1
 			}
-			cands = append(cands, c)
+			c.list = append(c.list, cand)
 		}
 	}
-	if names := stripe.Place(blob, gen, cands, n); len(names) == n {
-		return names, nil
-	}
+	return c
+}
+
+// tooFew is the error of placing n columns on less than n candidates.
+func (c *candidates) tooFew(ctx context.Context, n int) error {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return err
 	}
 	class := catalog.ErrUnavailable
-	if len(full) > 0 && len(failed) == 0 {
+	if len(c.full) > 0 && len(c.failed) == 0 {
 		class = catalog.ErrNoSpace
 	}
-	return nil, fmt.Errorf("place %d columns: %w: %d targets can take one: %w", n, class, len(cands), errors.Join(append(full, failed...)...))
+	return fmt.Errorf("place %d columns: %w: %d targets can take one: %w", n, class, len(c.list), errors.Join(append(c.full, c.failed...)...))
 }
