@@ -32,6 +32,7 @@ var layers = map[string][]string{
 	"remotetier/stripe":     {"catalog"},
 	"remotetier/traffic":    {"catalog"},
 	"remotetier":            {"remotetier/stripe", "remotetier/traffic", "catalog"},
+	"remotetier/planes":     {"catalog"},
 	"sdk/wire":              {"catalog"},
 	"sdk/ckpt":              {"sdk/wire", "catalog"},
 
@@ -46,12 +47,12 @@ var layers = map[string][]string{
 	// The daemon and the programs.
 	"ckptd": {
 		"restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
-		"remotetier", "remotetier/stripe", "sdk/wire", "catalog",
+		"remotetier", "remotetier/stripe", "remotetier/planes", "sdk/wire", "catalog",
 	},
 	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/target", "remotetier/fabric", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "sdk/wire", "catalog"},
 	"cmd/ckpt":  {"cmd/ckpt/bench", "sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
 	// The yardsticks of a benchmark are the parts that the product is made of.
-	"cmd/ckpt/bench": {"sdk/ckpt", "shardwriter/shardfile", "catalog/natscatalog", "sdk/wire", "catalog"},
+	"cmd/ckpt/bench": {"sdk/ckpt", "remotetier/planes", "shardwriter/shardfile", "catalog/natscatalog", "sdk/wire", "catalog"},
 
 	// Helpers of tests: no program may contain them.
 	"cmd":                          nil,
@@ -72,7 +73,7 @@ var foreign = map[string][]string{
 	"github.com/cloudwego/hertz/":      {"ckptd"},
 	"github.com/nats-io/":              {"catalog/natscatalog", "cmd/ckptd", "cmd/ckpt/bench"},
 	"github.com/klauspost/reedsolomon": {"remotetier", "cmd/ckpt/bench"},
-	"github.com/klauspost/compress/":   {"ckptd", "cmd/ckpt/bench"},
+	"github.com/klauspost/compress/":   {"ckptd", "remotetier/planes", "cmd/ckpt/bench"},
 	"github.com/zeebo/blake3":          {"remotetier", "cmd/ckpt/bench"},
 	"github.com/spf13/cobra":           {"cmd/ckpt", "cmd/ckptd", "cmd/ckpt/bench"},
 	"github.com/spf13/pflag":           {"cmd/ckpt", "cmd/ckptd"},

@@ -49,7 +49,7 @@ and the disk, the memory and the processors to itself: stop what else is running
 	f.IntVar(&opt.Pairs, "pairs", 5, "turns of product and yardstick; the median counts")
 	f.BoolVar(&opt.Full, "full", false, "drain 10 GiB for daemon.memory, not four times --size")
 	f.BoolVar(&report, "report", false, "exit with 0 also when a bar is missed")
-	cmd.AddCommand(newBenchModelCmd(a))
+	cmd.AddCommand(newBenchModelCmd(a), newBenchCompressCmd(a))
 	return cmd
 }
 
@@ -83,6 +83,33 @@ func newBenchModelCmd(a *app) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&from, "from", "", "file with what `ckpt bench --json` printed (default figures of a machine with 2 cores)")
 	cmd.Flags().StringVar(&amount, "size", "1GiB", "the --size of that run")
+	return cmd
+}
+
+func newBenchCompressCmd(a *app) *cobra.Command {
+	var opt bench.Options
+	cmd := &cobra.Command{
+		Use: "compress [FILE...]", Short: "What compression on the way out saves of weights, and what it costs a core",
+		Long: `Compresses the given .safetensors files as the drain does with --compress zstd, and plainly
+with zstd and S2, in turn, and prints the ratio and the bytes a second of processor time.
+Without files it takes the weights of the quickstart and their rounding to BF16.
+It needs no daemon. The figures are only reported: no bar can be missed.`,
+		Args: args(0, -1), ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return []string{"safetensors"}, cobra.ShellCompDirectiveFilterFileExt
+		},
+		RunE: func(cmd *cobra.Command, files []string) error {
+			opt.Log = func(line string) { fmt.Fprintln(a.err, line) }
+			r, err := bench.Compress(cmd.Context(), files, opt)
+			if err != nil {
+				return err
+			}
+			if perr := a.print(r, func(w io.Writer) { err = r.Print(w) }); perr != nil {
+				return perr
+			}
+			return err
+		},
+	}
+	cmd.Flags().IntVar(&opt.Pairs, "pairs", 5, "turns of each; the median counts")
 	return cmd
 }
 

@@ -3,14 +3,19 @@ package bench
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"io/fs"
+	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/shardwriter/shardfile"
 )
 
 func TestQuantile(t *testing.T) {
@@ -138,6 +143,48 @@ func TestPlain(t *testing.T) {
 	}
 	if again, err := randomMemory(24<<20, 1); err != nil || !bytes.Equal(again, data) {
 		t.Error("the data is not a function of its seed")
+	}
+}
+
+// TestCompress: figures without a reach, in the shape of the other bars.
+func TestCompress(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	var data []byte
+	for range 1 << 19 {
+		data = binary.LittleEndian.AppendUint32(data, math.Float32bits(float32(r.NormFloat64())))
+	}
+	h, err := shardfile.NewHeader([]shardfile.Spec{{Name: "w", DType: "F32", Shape: []int64{1 << 19}}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "weights.safetensors")
+	if err := os.WriteFile(path, append(bytes.Clone(h.Bytes()), data...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	report, err := Compress(t.Context(), []string{path}, Options{Pairs: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, b := range report.Bars {
+		names = append(names, b.Name)
+		if !b.OK || b.Reach != 0 || b.Yardstick == nil || b.Value <= 0 {
+			t.Errorf("%+v", b)
+		}
+	}
+	if got, want := strings.Join(names, " "), "compress.weights.ratio compress.weights.encode compress.weights.decode"; got != want {
+		t.Errorf("bars %q, want %q", got, want)
+	}
+	if ratio := report.Bars[0].Value; ratio > 0.9 || ratio < 0.5 {
+		t.Errorf("ratio %.3f of normal numbers", ratio)
+	}
+	if w, err := readWeight(path, "f32"); err != nil {
+		t.Error(err)
+	} else if half, err := rounded(w); err != nil || len(half.raw) != len(h.Bytes())+len(data)/2 {
+		t.Errorf("rounded: %v", err)
+	}
+	if _, err := Compress(t.Context(), []string{path + "x"}, Options{}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
 	}
 }
 
