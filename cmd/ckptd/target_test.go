@@ -47,7 +47,8 @@ type targetProcess struct {
 	cmd  *exec.Cmd
 	dir  string
 	name string
-	addr string
+	addr string   // the first it listens on
+	all  []string // of addresses
 	more []string
 	log  sync.WaitGroup
 }
@@ -73,25 +74,32 @@ func (p *targetProcess) start() {
 	if err := p.cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	addr := make(chan string, 1)
+	want := 1
+	for _, flag := range p.more {
+		if flag == "--listen" {
+			want++
+		}
+	}
+	addrs := make(chan []string, 1)
 	p.log.Go(func() {
-		var said []string
-		listening := false
+		var said, all []string
 		for lines := bufio.NewScanner(out); lines.Scan(); {
-			if m := listens.FindStringSubmatch(lines.Text()); m != nil && !listening {
-				listening = true
-				addr <- m[1]
+			if m := listens.FindStringSubmatch(lines.Text()); m != nil && len(all) < want {
+				if all = append(all, m[1]); len(all) == want {
+					addrs <- all
+				}
 			}
 			said = append(said, lines.Text())
 		}
-		if !listening {
-			addr <- "" // it ended before
+		if len(all) < want {
+			addrs <- nil // it ended before
 			p.t.Errorf("target %s: %s", p.name, strings.Join(said, "\n"))
 		}
 	})
-	if p.addr = <-addr; p.addr == "" {
+	if p.all = <-addrs; p.all == nil {
 		p.t.FailNow()
 	}
+	p.addr = p.all[0]
 }
 
 // kill ends the target as a power failure would, for the program.

@@ -38,8 +38,19 @@ type Client interface {
 	// each Op has its own.
 	Do(ctx context.Context, ops ...*Op) error
 
+	// Rails tells of each address, in the order they were given.
+	Rails() []Rail
+
 	// Close ends every exchange. The session ends with it.
 	Close() error
+}
+
+// Rail is an address of a target, and what went over it.
+type Rail struct {
+	Addr      string
+	Exchanges int64 // that the target answered
+	In, Out   int64 // bytes that the target pushed, and pulled
+	Err       error // why it is not used now, if so
 }
 
 // Op is an exchange as a client sees it.

@@ -114,6 +114,9 @@ func (r *Remote) Domain() string {
 	return r.mu.domain
 }
 
+// Rails tells of each of the target's addresses.
+func (r *Remote) Rails() []fabric.Rail { return r.client.Rails() }
+
 // Close ends the connections. What is being written is given up.
 func (r *Remote) Close() error { return r.client.Close() }
 

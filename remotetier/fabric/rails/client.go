@@ -4,7 +4,8 @@
 //
 //  1. Every address is used, and losing all but one loses no exchange.
 //  2. An address that is away costs its time limit once, and is left alone for
-//     a while, longer each time.
+//     a while, longer each time. As long as another one works, no exchange
+//     waits to find out whether it is back.
 //  3. An exchange whose connection broke is tried on another one.
 //  4. The last idle connection of an address is kept alive: it keeps the session.
 package rails
@@ -75,6 +76,8 @@ type rail struct {
 	probing bool   // somebody is finding out whether it is back
 	until   time.Time
 	err     error // why it is away
+
+	exchanges, in, out int64 // carried out; bytes that the target pushed and pulled
 }
 
 // kept is a connection of a rail.
@@ -182,8 +185,8 @@ func (c *Client) do(caller context.Context, ops []*fabric.Op) (err error) {
 			return err
 		}
 		done, broken, err := cn.Exchange(ctx, ops)
-		ops = ops[done:]
-		if c.put(cn, broken, fresh, err, ctx.Err()); err == nil {
+		c.put(cn, ops[:done], broken, fresh, err, ctx.Err())
+		if ops = ops[done:]; err == nil {
 			return nil
 		}
 		if ctx.Err() != nil || try > len(c.rails) {
@@ -229,12 +232,14 @@ func (c *Client) get(ctx context.Context) (cn kept, fresh bool, err error) {
 }
 
 // pick chooses the least busy rail that is not known to be away, and a
-// connection of it if one is idle.
+// connection of it if one is idle. Rails that may be back are looked after on
+// the side, unless there is no other.
 func (c *Client) pick() (*rail, kept, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
 	var best *rail
+	var perhaps []*rail
 	var errs []error
 	for i := range c.rails {
 		r := c.rails[(c.mu.next+i)%len(c.rails)]
@@ -242,9 +247,18 @@ func (c *Client) pick() (*rail, kept, error) {
 			errs = append(errs, fmt.Errorf("%s: %w", r.addr, r.err))
 			continue
 		}
-		if best == nil || r.busy < best.busy {
+		if r.fails > 0 {
+			perhaps = append(perhaps, r)
+		} else if best == nil || r.busy < best.busy {
 			best = r
 		}
+	}
+	if best == nil && len(perhaps) > 0 {
+		best, perhaps = perhaps[0], perhaps[1:]
+	}
+	for _, r := range perhaps {
+		r.probing = true
+		c.wg.Go(func() { c.probe(r) }) // the caller is counted, so Close waits
 	}
 	if best == nil {
 		return nil, kept{}, fmt.Errorf("%w: %w", catalog.ErrUnavailable, plain{errors.Join(errs...)})
@@ -261,12 +275,37 @@ func (c *Client) pick() (*rail, kept, error) {
 	return best, kept{}, nil
 }
 
-// put takes a connection back after an exchange.
-func (c *Client) put(cn kept, broken, fresh bool, err, gaveUp error) {
+// probe finds out whether a rail is back.
+func (c *Client) probe(r *rail) {
+	made, err := c.dial(c.ctx, r.addr)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r.probing = false
+	switch {
+	case err != nil:
+		c.failed(r, err)
+	case c.mu.closed:
+		_ = made.Close()
+	default:
+		r.fails, r.err = 0, nil
+		r.idle = append(r.idle, kept{Conn: made, rail: r, used: time.Now()})
+	}
+}
+
+// put takes a connection back after it carried out ops, and perhaps failed at
+// the next.
+func (c *Client) put(cn kept, ops []*fabric.Op, broken, fresh bool, err, gaveUp error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := cn.rail
 	r.busy--
+	for _, op := range ops {
+		r.exchanges++
+		r.in += int64(op.N)
+		if op.Err == nil {
+			r.out += int64(len(op.Out))
+		}
+	}
 	switch {
 	case !broken && !c.mu.closed:
 		cn.used, r.fails = time.Now(), 0
@@ -279,6 +318,20 @@ func (c *Client) put(cn kept, broken, fresh bool, err, gaveUp error) {
 	default:
 		c.failed(r, err)
 	}
+}
+
+// Rails tells of each address.
+func (c *Client) Rails() []fabric.Rail {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]fabric.Rail, len(c.rails))
+	for i, r := range c.rails {
+		all[i] = fabric.Rail{Addr: r.addr, Exchanges: r.exchanges, In: r.in, Out: r.out}
+		if r.fails > 0 {
+			all[i].Err = r.err
+		}
+	}
+	return all
 }
 
 // hungUp reports whether the other side closed the connection, rather than
