@@ -74,7 +74,7 @@ var foreign = map[string][]string{
 	"github.com/nats-io/":              {"catalog/natscatalog", "cmd/ckptd", "cmd/ckpt/bench"},
 	"github.com/klauspost/reedsolomon": {"remotetier", "cmd/ckpt/bench"},
 	"github.com/klauspost/compress/":   {"ckptd", "remotetier/planes", "cmd/ckpt/bench"},
-	"github.com/zeebo/blake3":          {"remotetier", "cmd/ckpt/bench"},
+	"github.com/zeebo/blake3":          {"remotetier", "cmd/ckpt/bench", "cmd/ckptd"},
 	"github.com/spf13/cobra":           {"cmd/ckpt", "cmd/ckptd", "cmd/ckpt/bench"},
 	"github.com/spf13/pflag":           {"cmd/ckpt", "cmd/ckptd"},
 	"github.com/BurntSushi/toml":       {"cmd/ckptd"},
