@@ -1,13 +1,11 @@
 package ckptd
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -17,125 +15,6 @@ import (
 	"github.com/ckptd/ckptd/restore"
 	"github.com/ckptd/ckptd/sdk/wire"
 )
-
-// load answers one shard to a client: its own file where this node has it, or
-// its bytes from a peer or the remote tier in memory the client gave.
-func (s *session) load(ctx context.Context, m *wire.Message, fds []*os.File) error {
-	ref, err := catalog.ParseRef(m.Set)
-	if err != nil {
-		return err
-	}
-	rec, err := s.n.cat.Resolve(ctx, ref)
-	if err != nil {
-		return err
-	}
-	if m.Rank < 0 || m.Rank >= rec.World {
-		return fmt.Errorf("load %v: %w: no rank %d, the set has %d", rec.SetID, fs.ErrNotExist, m.Rank, rec.World)
-	}
-	switch m.From {
-	case "", "local", "peer", "remote":
-	default:
-		return fmt.Errorf("load %v: %w: from %q; want local, peer or remote", rec.SetID, catalog.ErrInvalid, m.From)
-	}
-	where, err := s.n.locate(ctx, rec, m.Rank)
-	if err != nil {
-		return err
-	}
-	ranges, err := checkRanges(m.Ranges, where.ref)
-	if err != nil {
-		return err
-	}
-	var localErr error
-	if m.From == "" || m.From == "local" {
-		var done bool
-		if done, localErr = s.loadLocal(ctx, m, where, ranges); done {
-			return localErr
-		}
-		if m.From == "local" {
-			return cmp.Or(localErr, fmt.Errorf("load %v: %w: not on this node", where.ref, fs.ErrNotExist))
-		}
-		where.local = false
-	}
-	if len(fds) != 1 {
-		return wire.WithHint(fmt.Errorf("load %v: %w: it is not on this node", where.ref, fs.ErrNotExist), "send a memfd with the request, and the daemon fills it from where the bytes are")
-	}
-	mem, done, err := openMemory(fds[0], where.ref.Size)
-	if err != nil {
-		return fmt.Errorf("load %v: %w", where.ref, err)
-	}
-	defer done()
-	res, err := s.n.fetch(ctx, where, ranges, mem, m.From)
-	if err != nil {
-		return s.n.offerOlder(ctx, rec, errors.Join(localErr, err))
-	}
-	s.n.stats.Loads.Add(1)
-	s.n.stats.LoadedBytes.Add(res.Bytes)
-	from, _, _ := cutSpace(res.From)
-	return s.send(&wire.Message{T: "loaded", From: from, Node: res.From, Size: where.ref.Size, Filled: res.Bytes, Degraded: res.Degraded}, nil)
-}
-
-func cutSpace(s string) (before, after string, found bool) {
-	for i := range len(s) {
-		if s[i] == ' ' {
-			return s[:i], s[i+1:], true
-		}
-	}
-	return s, "", false
-}
-
-// checkRanges orders and checks the ranges of a request; none are the whole.
-func checkRanges(asked [][2]int64, ref restore.ShardRef) ([][2]int64, error) {
-	if asked == nil {
-		return ref.Whole(), nil
-	}
-	if len(asked) > wire.MaxRanges {
-		return nil, fmt.Errorf("load %v: %w: %d ranges, at most %d", ref, catalog.ErrInvalid, len(asked), wire.MaxRanges)
-	}
-	for _, r := range asked {
-		if r[0] < 0 || r[1] < 0 || r[0] > ref.Size-r[1] {
-			return nil, fmt.Errorf("load %v: %w: the range %d+%d is outside its %d bytes", ref, catalog.ErrInvalid, r[0], r[1], ref.Size)
-		}
-	}
-	ranges := slices.Clone(asked)
-	slices.SortFunc(ranges, func(a, b [2]int64) int { return cmp.Compare(a[0], b[0]) })
-	return ranges, nil
-}
-
-// loadLocal passes the shard's own file. done is false when the next source
-// has to be tried; err then says what was wrong here.
-func (s *session) loadLocal(ctx context.Context, m *wire.Message, where location, ranges [][2]int64) (done bool, err error) {
-	n, id := s.n, where.ref.Set
-	name := id.ShardName(where.ref.Rank)
-	b, err := n.local.Open(name)
-	if errors.Is(err, fs.ErrNotExist) && !where.local {
-		return false, nil
-	} else if err != nil { // also when a file that should be here is gone
-		return false, n.localBad(ctx, id, where.ref.Rank, err)
-	}
-	defer b.Close()
-	if b.Seal().Root() != where.ref.Root {
-		return false, fmt.Errorf("%s: %w: it is not the copy that was voted for", name, catalog.ErrCorrupt)
-	}
-	f, err := b.OpenFile(false)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	if !m.NoCheck {
-		if err := b.VerifyCached(ctx, f, ranges); errors.Is(err, catalog.ErrCorrupt) {
-			return false, n.localBad(ctx, id, where.ref.Rank, err)
-		} else if err != nil {
-			return false, err
-		}
-	}
-	var seal []byte
-	if m.Seal {
-		seal = b.Seal().Marshal()
-	}
-	n.stats.Loads.Add(1)
-	n.stats.LoadedBytes.Add(where.ref.Size)
-	return true, s.send(&wire.Message{T: "loaded", From: "local", Size: where.ref.Size}, seal, f)
-}
 
 // location is where the copies of one shard are.
 type location struct {
@@ -220,32 +99,57 @@ func (n *Node) locate(ctx context.Context, rec catalog.SetRecord, rank int) (loc
 	return loc, nil
 }
 
-// fetch reads ranges of a shard into w from the cheapest source that has them.
-func (n *Node) fetch(ctx context.Context, where location, ranges [][2]int64, w io.WriterAt, from string) (restore.Result, error) {
-	leave := n.enter(where.ref)
-	defer leave()
-	var sources []restore.Source
+// copies are the sources of one shard, the cheapest first. They stay open until
+// close is called.
+type copies struct {
+	where   location
+	sources []restore.Source
+	close   func()
+
+	mu struct {
+		sync.Mutex
+		told []string // targets missing, as last told
+	}
+}
+
+// open finds the sources that a client may be served from.
+func (n *Node) open(where location, from string) *copies {
+	c := &copies{where: where, close: func() {}}
 	if where.local && (from == "" || from == "local") {
-		sources = append(sources, localSource{n})
+		c.sources = append(c.sources, localSource{n})
 	}
 	if from == "" || from == "peer" {
 		for _, p := range where.peers {
 			src := &peerSource{n: n, node: p}
-			sources = append(sources, n.flight.Share(src))
+			c.sources = append(c.sources, n.flight.Share(src))
 		}
 	}
 	if where.place != nil && n.remote != nil && (from == "" || from == "remote") {
 		src := &remoteSource{n: n, place: *where.place}
-		defer src.close()
-		sources = append(sources, n.flight.Share(src))
+		c.close = src.close
+		c.sources = append(c.sources, n.flight.Share(src))
 	}
-	if len(sources) == 0 && len(where.bad) > 0 {
+	return c
+}
+
+// fetch reads ranges of a shard into w from the cheapest source that has them.
+func (n *Node) fetch(ctx context.Context, where location, ranges [][2]int64, w io.WriterAt, from string) (restore.Result, error) {
+	leave := n.enter(where.ref)
+	defer leave()
+	c := n.open(where, from)
+	defer c.close()
+	return n.fetchFrom(ctx, c, ranges, w)
+}
+
+func (n *Node) fetchFrom(ctx context.Context, c *copies, ranges [][2]int64, w io.WriterAt) (restore.Result, error) {
+	where := &c.where
+	if len(c.sources) == 0 && len(where.bad) > 0 {
 		return restore.Result{}, fmt.Errorf("%v: %w: no good copy is left: %s", where.ref, catalog.ErrCorrupt, strings.Join(where.bad, "; "))
 	}
-	if len(sources) == 0 {
+	if len(c.sources) == 0 {
 		return restore.Result{}, fmt.Errorf("%v: %w: no copy is in reach", where.ref, catalog.ErrUnavailable)
 	}
-	res, err := restore.Fetch(ctx, where.ref, ranges, w, sources, restore.Trace{
+	res, err := restore.Fetch(ctx, where.ref, ranges, w, c.sources, restore.Trace{
 		Bad: func(source string, err error) {
 			n.log.Warn("bad copy", "shard", where.ref.String(), "source", source, "err", err)
 			if source == "local" && errors.Is(err, catalog.ErrCorrupt) {
@@ -255,7 +159,11 @@ func (n *Node) fetch(ctx context.Context, where location, ranges [][2]int64, w i
 			}
 		},
 	})
-	if len(res.Degraded) > 0 {
+	c.mu.Lock()
+	news := !slices.Equal(c.mu.told, res.Degraded)
+	c.mu.told = res.Degraded
+	c.mu.Unlock()
+	if news && len(res.Degraded) > 0 {
 		n.event(ctx, where.ref.Set, "degraded read", "rank %d without %v", where.ref.Rank, res.Degraded)
 	}
 	return res, err
@@ -312,8 +220,9 @@ type remoteSource struct {
 
 	mu struct {
 		sync.Mutex
-		in     *remotetier.Reader
-		closed bool
+		in      *remotetier.Reader
+		counted int64 // bytes read that the statistics have
+		closed  bool
 	}
 }
 
@@ -340,9 +249,15 @@ func (r *remoteSource) close() {
 	defer r.mu.Unlock()
 	r.mu.closed = true
 	if r.mu.in != nil {
-		r.n.stats.RemoteBytes.Add(r.mu.in.Report().BytesRead)
+		r.count(r.mu.in.Report().BytesRead)
 		r.mu.in.Close()
 	}
+}
+
+// count tells the statistics what was read so far; the lock is held.
+func (r *remoteSource) count(bytes int64) {
+	r.n.stats.RemoteBytes.Add(bytes - r.mu.counted)
+	r.mu.counted = bytes
 }
 
 // remoteChunk is how much is read at a time where the bytes must be copied.
@@ -382,6 +297,9 @@ func (r *remoteSource) ReadRanges(ctx context.Context, shard restore.ShardRef, r
 		}
 	}
 	report := in.Report()
+	r.mu.Lock()
+	r.count(max(report.BytesRead, r.mu.counted))
+	r.mu.Unlock()
 	rep.Degraded = append(slices.Clone(report.Missing), report.Corrupt...)
 	return rep, nil
 }

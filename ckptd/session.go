@@ -29,6 +29,7 @@ type session struct {
 	mapped map[int]uint64 // segments the client has been given: id -> generation
 	leases []catalog.SetID
 	holder string // of this connection's leases
+	last   remembered
 }
 
 // saveIdle is how long a save may stand still before its memory and its room
@@ -54,6 +55,7 @@ func (n *Node) session(ctx context.Context, c *net.UnixConn, uid uint32) error {
 	defer stop()
 	defer s.giveUp()
 	defer s.unlease()
+	defer s.last.forget()
 	if err := c.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return err
 	}
@@ -142,6 +144,9 @@ func (s *session) whileThere(ctx context.Context, f func(context.Context) error)
 }
 
 func (s *session) handle(ctx context.Context, m *wire.Message, payload []byte, fds []*os.File) error {
+	if m.T != "load" {
+		s.last.forget()
+	}
 	switch m.T {
 	case "hello":
 		return s.send(&wire.Message{T: "welcome", Version: wire.Version, Node: s.n.cfg.Name, Daemon: s.n.cfg.Version,

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"sync"
@@ -322,4 +323,57 @@ func TestLines(t *testing.T) {
 	if _, err := c.Wait(ctx, "a@1", Remote); !errors.Is(err, context.Canceled) || !errors.Is(err, catalog.ErrIncomplete) {
 		t.Errorf("wait: %v", err)
 	}
+}
+
+// TestReadShardInWindows: a shard of several windows comes through two of them,
+// whole and in its own order; a writer that fails ends it.
+func TestReadShardInWindows(t *testing.T) {
+	p := newPeer(t)
+	c := p.dial()
+	data := make([]byte, 3*windowSize+12345)
+	rand.NewChaCha8([32]byte{7}).Read(data)
+	save, err := c.Save(t.Context(), At("a/b", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer save.Close()
+	if err := save.Tensor("x", U8, []int64{int64(len(data))}, data); err != nil {
+		t.Fatal(err)
+	}
+	set, err := save.Commit(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := p.find(set.ID.String(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.set(func() { p.away = true })
+	r, err := c.Open(t.Context(), "a/b@1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got := make([]byte, len(s.whole))
+	if err := r.ReadShard(t.Context(), 0, got); err != nil || !bytes.Equal(got, s.whole) {
+		t.Errorf("ReadShard: %v, equal %v", err, bytes.Equal(got, s.whole))
+	}
+	var file writerAt
+	if err := r.CopyShard(t.Context(), 0, &file); err != nil || !bytes.Equal(file.b, s.whole) {
+		t.Errorf("CopyShard: %v, %d of %d bytes", err, len(file.b), len(s.whole))
+	}
+	full := errors.New("full")
+	if err := r.CopyShard(t.Context(), 0, refusing{full}); !errors.Is(err, full) {
+		t.Errorf("CopyShard to a writer that fails: %v, want %v", err, full)
+	}
+}
+
+// refusing takes the first window and nothing after it.
+type refusing struct{ err error }
+
+func (w refusing) WriteAt(p []byte, off int64) (int, error) {
+	if off == 0 {
+		return len(p), nil
+	}
+	return 0, w.err
 }

@@ -361,7 +361,7 @@ func (c *peerConn) load(m *wire.Message, fds []*os.File) error {
 		return fmt.Errorf("no good copy: %w", catalog.ErrCorrupt)
 	}
 	for _, r := range ranges {
-		if _, err := fds[0].WriteAt(s.whole[r[0]:r[0]+r[1]], r[0]); err != nil {
+		if _, err := fds[0].WriteAt(s.whole[r[0]:r[0]+r[1]], r[0]-m.Off); err != nil {
 			return err
 		}
 	}

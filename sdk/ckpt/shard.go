@@ -264,7 +264,7 @@ func (s *ShardReader) fetch(ctx context.Context, from, to int64) error {
 		}
 	}
 	if len(ranges) > 0 {
-		if err := s.r.bring(ctx, s.shard.Rank, ranges, s.st.mem); err != nil {
+		if err := s.r.bring(ctx, s.shard.Rank, ranges, s.st.mem, 0); err != nil {
 			return err
 		}
 	}
@@ -274,17 +274,18 @@ func (s *ShardReader) fetch(ctx context.Context, from, to int64) error {
 	return nil
 }
 
-// bring fills mem with ranges, which begin at blocks, from any tier allowed.
-func (r *Reader) bring(ctx context.Context, rank int, ranges [][2]int64, mem *os.File) error {
+// bring fills mem, which begins at byte base of the shard, with ranges that
+// begin at blocks, from any tier allowed.
+func (r *Reader) bring(ctx context.Context, rank int, ranges [][2]int64, mem *os.File, base int64) error {
 	tiers := []string{"", "remote", "peer"}
 	if r.opt.from != "" {
 		tiers = []string{r.opt.from}
 	}
 	var errs []error
 	for _, tier := range tiers {
-		l, err := r.load(ctx, rank, ranges, mem, wire.Message{From: tier, Seal: true, NoCheck: r.opt.noCheck})
+		l, err := r.load(ctx, rank, ranges, mem, wire.Message{From: tier, Off: base, Seal: true, NoCheck: r.opt.noCheck})
 		if err == nil && l.file != nil {
-			err = l.copyTo(mem, ranges, r.opt.noCheck)
+			err = l.copyTo(mem, base, ranges, r.opt.noCheck)
 			l.file.Close()
 		}
 		if err == nil || ctx.Err() != nil {
@@ -297,7 +298,7 @@ func (r *Reader) bring(ctx context.Context, rank int, ranges [][2]int64, mem *os
 
 // copyTo brings ranges of a local file into mem, checked here once more: we
 // only ask for what did not pass a check before.
-func (l *loaded) copyTo(mem *os.File, ranges [][2]int64, noCheck bool) error {
+func (l *loaded) copyTo(mem *os.File, base int64, ranges [][2]int64, noCheck bool) error {
 	st := &shardState{file: l.file}
 	if !noCheck {
 		if l.seal == nil {
@@ -312,7 +313,7 @@ func (l *loaded) copyTo(mem *os.File, ranges [][2]int64, noCheck bool) error {
 			if err := st.readFile(p, off); err != nil {
 				return err
 			}
-			if _, err := mem.WriteAt(p, off); err != nil {
+			if _, err := mem.WriteAt(p, off-base); err != nil {
 				return err
 			}
 		}
@@ -371,27 +372,4 @@ func readFull(f *os.File, p []byte, off int64) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
-}
-
-// newMemory makes a sparse memfd, which the daemon may seal against shrinking
-// and then fill in place.
-func newMemory(size int64) (*os.File, error) {
-	fd, err := unix.MemfdCreate("ckptd-load", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, fmt.Errorf("memfd: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "memfd")
-	if err := f.Truncate(size); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("memfd of %d bytes: %w", size, err)
-	}
-	return f, nil
-}
-
-// dropMemory gives the pages of a memfd back.
-func dropMemory(f *os.File, off, n int64) error {
-	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err != nil {
-		return fmt.Errorf("memfd: %w", err)
-	}
-	return nil
 }

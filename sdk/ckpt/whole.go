@@ -21,8 +21,8 @@ import (
 const (
 	readSize    = 8 << 20  // bytes of one read of a local file
 	readers     = 4        // in flight: the disk has work while a core sums
-	windowSize  = 64 << 20 // bytes of one request for what is not local
-	windows     = 2        // in flight
+	windowSize  = 16 << 20 // bytes of one request for what is not local: two windows stay in a processor's cache
+	windows     = 2        // one being filled, one being emptied
 	directAlign = 4096     // of memory, offset and length for O_DIRECT
 )
 
@@ -88,84 +88,83 @@ func (s writerSink) put(p []byte, off int64) error {
 // whole brings a shard from where it is.
 func (r *Reader) whole(ctx context.Context, rank int, to sink) error {
 	size := r.manifest.Shards[rank].Size
-	mem, err := newMemory(size)
+	first, err := newWindow(min(size, windowSize))
 	if err != nil {
 		return err
 	}
-	defer mem.Close()
-	first := min(size, windowSize)
-	l, err := r.load(ctx, rank, [][2]int64{{0, first}}, mem, wire.Message{NoCheck: true, Seal: true, From: r.opt.from})
+	defer first.close()
+	n := min(size, windowSize)
+	l, err := r.load(ctx, rank, [][2]int64{{0, n}}, first.f, wire.Message{NoCheck: true, Seal: true, From: r.opt.from})
 	if err != nil {
 		return err
 	}
 	if l.file != nil {
 		defer l.file.Close()
 		if l.seal != nil || r.opt.noCheck {
-			return r.wholeLocal(ctx, rank, l, mem, to)
+			return r.wholeLocal(ctx, rank, l, first, to)
 		}
-		first = 0 // without a seal the daemon does the checking
-	} else if err := drainWindow(mem, 0, first, to); err != nil {
+		n = 0 // without a seal the daemon does the checking
+	} else if err := first.give(0, n, to); err != nil {
 		return err
 	}
-	return r.wholeRemote(ctx, rank, first, to)
+	if n == size {
+		return nil
+	}
+	return r.wholeRemote(ctx, rank, n, first, to)
 }
 
-// wholeRemote brings what follows from, window by window.
-func (r *Reader) wholeRemote(ctx context.Context, rank int, from int64, to sink) error {
+// filled is a window with n bytes of the shard from off on.
+type filled struct {
+	*window
+	off, n int64
+}
+
+// wholeRemote brings what follows from, window by window: the daemon fills one
+// while the one before is given on. first is one of them. The daemon is asked
+// for one part at a time, in order, so that it knows what comes next.
+func (r *Reader) wholeRemote(ctx context.Context, rank int, from int64, first *window, to sink) error {
 	size := r.manifest.Shards[rank].Size
-	var next atomic.Int64
-	next.Store(from)
+	second, err := newWindow(min(size-from, windowSize))
+	if err != nil {
+		return err
+	}
+	defer second.close()
+	free, full := make(chan *window, windows), make(chan filled, windows)
+	free <- first
+	free <- second
 	group, ctx := errgroup.WithContext(ctx)
-	for range windows {
-		group.Go(func() error {
-			mem, err := newMemory(size)
-			if err != nil {
+	group.Go(func() error {
+		defer close(full)
+		for off := from; off < size; off += windowSize {
+			var w *window
+			select {
+			case w = <-free:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			n := min(windowSize, size-off)
+			if err := r.bring(ctx, rank, [][2]int64{{off, n}}, w.f, off); err != nil {
 				return err
 			}
-			defer mem.Close()
-			for {
-				off := next.Add(windowSize) - windowSize
-				if off >= size {
-					return nil
-				}
-				n := min(windowSize, size-off)
-				if err := r.bring(ctx, rank, [][2]int64{{off, n}}, mem); err != nil {
-					return err
-				}
-				if err := drainWindow(mem, off, n, to); err != nil {
-					return err
-				}
+			full <- filled{w, off, n} // has room for both
+		}
+		return nil
+	})
+	group.Go(func() error {
+		for w := range full {
+			if err := w.give(w.off, w.n, to); err != nil {
+				return err
 			}
-		})
-	}
+			free <- w.window
+		}
+		return nil
+	})
 	return group.Wait()
-}
-
-// drainWindow moves a window out of mem and gives its pages back.
-func drainWindow(mem *os.File, off, n int64, to sink) error {
-	var buf []byte
-	for at := off; at < off+n; at += readSize {
-		n := min(readSize, off+n-at)
-		p := to.memory(at, n)
-		if p == nil {
-			if buf == nil {
-				buf = make([]byte, readSize)
-			}
-			p = buf[:n]
-		}
-		if err := readFull(mem, p, at); err != nil {
-			return err
-		}
-		if err := to.put(p, at); err != nil {
-			return err
-		}
-	}
-	return dropMemory(mem, off, n)
 }
 
 // wholeLocal reads the local file with several reads in flight, each checked
 // while the others run. Bad blocks come from elsewhere, at the end.
-func (r *Reader) wholeLocal(ctx context.Context, rank int, l *loaded, mem *os.File, to sink) error {
+func (r *Reader) wholeLocal(ctx context.Context, rank int, l *loaded, w *window, to sink) error {
 	size := r.manifest.Shards[rank].Size
 	direct, err := reopenDirect(l.file)
 	if err == nil {
@@ -226,10 +225,10 @@ func (r *Reader) wholeLocal(ctx context.Context, rank int, l *loaded, mem *os.Fi
 		return err
 	}
 	for _, rg := range bad.ranges {
-		if err := r.bring(ctx, rank, [][2]int64{rg}, mem); err != nil {
+		if err := r.bring(ctx, rank, [][2]int64{rg}, w.f, rg[0]); err != nil {
 			return errors.Join(bad.err, err)
 		}
-		if err := drainWindow(mem, rg[0], rg[1], to); err != nil {
+		if err := w.give(rg[0], rg[1], to); err != nil {
 			return err
 		}
 	}
@@ -308,7 +307,7 @@ func (s *ShardReader) BytesContext(ctx context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer mem.Close()
-	if err := s.r.bring(ctx, s.shard.Rank, [][2]int64{{0, s.shard.Size}}, mem); err != nil {
+	if err := s.r.bring(ctx, s.shard.Rank, [][2]int64{{0, s.shard.Size}}, mem, 0); err != nil {
 		return nil, err
 	}
 	m, err := mapFile(mem, s.shard.Size)
