@@ -3,6 +3,7 @@ package remotetier
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/klauspost/reedsolomon"
@@ -70,17 +71,20 @@ func (c *code) verify(units [][]byte) (bool, error) {
 	return true, nil
 }
 
-// rebuild computes the data units named by want from any k others; a unit that
-// is not there has length 0, and a wanted one the capacity to hold it.
+// rebuild computes the units named by want from any k others; a unit that is
+// not there has length 0, and a wanted one the capacity to hold it.
 func (c *code) rebuild(units [][]byte, want []int) error {
 	if c.rs == nil {
-		for i, u := range units { // k = 1: any copy will do
-			if len(u) > 0 && i != 0 {
-				units[0] = append(units[0][:0], u...)
-				return nil
+		have := slices.IndexFunc(units, func(u []byte) bool { return len(u) > 0 })
+		if have < 0 || c.k > 1 {
+			return fmt.Errorf("rebuild: %w: no copy is there", catalog.ErrCorrupt)
+		}
+		for _, i := range want { // k = 1: any copy will do
+			if len(units[i]) == 0 {
+				units[i] = append(units[i][:0], units[have]...)
 			}
 		}
-		return fmt.Errorf("rebuild: %w: no copy is there", catalog.ErrCorrupt)
+		return nil
 	}
 	required := make([]bool, len(units))
 	for _, i := range want {

@@ -20,4 +20,7 @@
 //  5. Memory for column data stays within Options.Memory, whatever the blobs'
 //     sizes and the number of callers; checksums of columns being written
 //     come on top, 1/16384 of their bytes.
+//  6. Mend writes only columns of the blob's content, and at no moment of it,
+//     nor after a crash, are there fewer good columns than before: a good one
+//     goes when its successor is durable and recorded.
 package remotetier

@@ -31,3 +31,22 @@ func FooterOf(col []byte) (catalog.Digest, error) {
 	}
 	return parseFooter(col[len(col)-pageSize:], seed, h.ColumnData())
 }
+
+// Resum makes a whole column fit its sums again after its data were changed.
+func Resum(col []byte) error {
+	h, seed, err := parseHeader(col[:pageSize])
+	if err != nil {
+		return err
+	}
+	data := col[pageSize:][:h.ColumnData()]
+	var sums []uint32
+	for at := 0; at < len(data); at += stripe.Block {
+		sums = append(sums, crcOf(data[at:min(at+stripe.Block, len(data))]))
+	}
+	for n := range int(pages(h.ColumnData())) {
+		page := col[pageSize+len(data)+n*pageSize:][:pageSize]
+		clear(page)
+		putSums(page, seed, n, sums[n*pageSums:min(len(sums), (n+1)*pageSums)])
+	}
+	return nil
+}

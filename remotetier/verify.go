@@ -156,18 +156,30 @@ func (v *verify) run(ctx context.Context) error {
 
 // step is how many rows to read at once: whole units, because the hash takes
 // the blob in order, and two batches in half of the memory where that is enough.
-func (v *verify) step(column int64) int64 {
-	unit := v.unit()
-	step := v.tier.opt.Memory / 4 / int64(v.layout.Columns()) / unit * unit
+func (r *Reader) step(column int64) int64 {
+	unit := r.unit()
+	step := r.tier.opt.Memory / 4 / int64(r.layout.Columns()) / unit * unit
 	return min(max(step, unit), max(unit, batchBytes/unit*unit), max(column, 1))
 }
 
 // unit is the layout's, or anything where there is one data column.
-func (v *verify) unit() int64 {
-	if v.layout.K == 1 {
+func (r *Reader) unit() int64 {
+	if r.layout.K == 1 {
 		return stripe.Block
 	}
-	return v.layout.Unit
+	return r.layout.Unit
+}
+
+// stripes calls f for the stripes in n rows of the columns from off: their
+// units are u bytes from at, and the blob's bytes in them begin at from.
+func (r *Reader) stripes(off, n int64, f func(at, u, from int64)) {
+	for at := int64(0); at < n; at += r.unit() {
+		from := off + at
+		if r.layout.K > 1 {
+			from = from / r.layout.Unit * r.layout.Width()
+		}
+		f(at, min(r.unit(), n-at), from)
+	}
 }
 
 // check hashes the blob and holds parity against data, batch by batch. It runs
@@ -177,13 +189,7 @@ func (v *verify) check(filled <-chan *rowsOf, free chan<- *rowsOf) {
 	l, size, hash, code := v.layout, v.place.Size, blake3.New(), codeOf(v.layout)
 	why, hashed := "", int64(0)
 	for r := range filled {
-		n := int64(len(r.units[0]))
-		for at := int64(0); at < n; at += v.unit() {
-			u := min(v.unit(), n-at)
-			from := r.off + at // of the stripe in the blob
-			if l.K > 1 {
-				from = from / l.Unit * l.Width()
-			}
+		v.stripes(r.off, int64(len(r.units[0])), func(at, u, from int64) {
 			units := make([][]byte, len(r.units))
 			for i := range units {
 				units[i] = r.units[i][at:][:u]
@@ -196,7 +202,7 @@ func (v *verify) check(filled <-chan *rowsOf, free chan<- *rowsOf) {
 			if ok, err := code.verify(units); (err != nil || !ok) && why == "" {
 				why = fmt.Sprintf("parity does not fit data at %d of the columns", r.off+at)
 			}
-		}
+		})
 		free <- r
 	}
 	if hashed == size && why == "" && !v.place.Content.IsZero() && [32]byte(hash.Sum(nil)) != v.place.Content {
