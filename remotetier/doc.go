@@ -1,15 +1,16 @@
 // Package remotetier keeps blobs striped over remote targets.
 //
 // A blob (a shard, a pack, a manifest) is immutable. Put cuts it into k+m
-// columns, one a target, and returns a catalog.Place; Open reads it back from
+// columns, one a target where it can, and returns a catalog.Place; Open reads it back from
 // any k of them. FORMAT.md is the format of a column, README.md has the
 // decisions. Callers use the Tier; a Target is the small driver that moves
 // columns to and from one place, and package targettest says whether one is
 // right.
 //
-//  1. When Put returns nil, all k+m columns are durable on k+m targets, their
-//     bytes matched the source's seal, and Content is the BLAKE3 of exactly
-//     those bytes.
+//  1. When Put returns nil, all k+m columns are durable where the place says,
+//     their bytes matched the source's seal, and Content is the BLAKE3 of
+//     exactly those bytes. They are on k+m targets, unless no k+m could take
+//     one: then some hold more, but none more than m.
 //  2. A Put that fails, or dies, leaves nothing that a record names: its
 //     columns have a generation of their own, which Sweep removes.
 //  3. No read returns a byte whose CRC32C was not checked, or mixes columns of
@@ -23,4 +24,7 @@
 //  6. Mend writes only columns of the blob's content, and at no moment of it,
 //     nor after a crash, are there fewer good columns than before: a good one
 //     goes when its successor is durable and recorded.
+//  7. A Put outlives targets that fail, hang or fill up while it runs, as long
+//     as others can take their columns. The source is read again for these
+//     columns alone, and must not have changed.
 package remotetier

@@ -76,24 +76,43 @@ func (m *members) pool(name string) string {
 	return m.all[0].Pool
 }
 
-// choose places a generation's columns of need bytes on targets of a pool that
-// take new columns, answer, have room and are not in without.
-func (m *members) choose(ctx context.Context, pool, blob string, gen uint64, l stripe.Layout, need int64, without map[string]error) ([]string, error) {
-	n := l.Columns()
-	pool = m.pool(pool)
-	asked := m.ask(ctx, func(ti *TargetInfo) bool { return ti.Pool == pool })
-	if n > len(asked) {
+// wish is what a Put wants of placement.
+type wish struct {
+	pool, blob string
+	gen        uint64
+	layout     stripe.Layout
+	size       int64            // bytes of a column, all of it
+	columns    int              // to be placed now
+	held       []string         // targets that have columns of the generation, one a column
+	without    map[string]error // targets that failed, and how
+}
+
+// choose places columns on targets of a pool that take new ones, answer, have
+// room and have not failed. Where there are too few, some get more than one,
+// as long as the loss of a domain costs no more than the layout can bear.
+func (m *members) choose(ctx context.Context, w wish) ([]string, error) {
+	pool := m.pool(w.pool)
+	asked := m.ask(ctx, func(ti *TargetInfo) bool { return ti.Pool == pool && w.without[ti.Name()] == nil })
+	for name, err := range w.without {
+		asked = append(asked, TargetStatus{Name: name, Err: err})
+	}
+	slices.SortFunc(asked, func(a, b TargetStatus) int { return cmp.Compare(a.Name, b.Name) })
+	if n := w.layout.Columns(); n > len(asked) {
 		in := ""
 		if pool != "" {
 			in = fmt.Sprintf(" in pool %s", pool)
 		}
-		return nil, fmt.Errorf("layout %v: %w: it needs %d targets and there are %d%s", l, catalog.ErrInvalid, n, len(asked), in)
+		return nil, fmt.Errorf("layout %v: %w: it needs %d targets and there are %d%s", w.layout, catalog.ErrInvalid, n, len(asked), in)
 	}
-	c := m.candidates(asked, need, without)
-	if names := stripe.Place(blob, gen, c.list, n); len(names) == n {
+	c := m.candidates(asked, w.size, w.without)
+	held := make([]stripe.Candidate, len(w.held))
+	for i, name := range w.held {
+		held[i] = stripe.Candidate{Name: name, Domain: m.byName[name].Domain}
+	}
+	if names := stripe.PlaceMore(w.blob, w.gen, c.list, held, w.columns, w.layout.M); len(names) == w.columns {
 		return names, nil
 	}
-	return nil, c.tooFew(ctx, n)
+	return nil, c.tooFew(ctx, w.columns)
 }
 
 // candidates is what asked targets may take a column, and why others may not.
@@ -120,7 +139,11 @@ func (m *members) candidates(asked []TargetStatus, need int64, without map[strin
 		case s.Space.Free < need:
 			c.full = append(c.full, fmt.Errorf("%s has %d bytes free of the %d needed", s.Name, s.Space.Free, need))
 		default:
-			cand := stripe.Candidate{Name: s.Name, Domain: s.Domain, Weight: stripe.ByFree(m.byName[s.Name].Weight, s.Space.Free, s.Space.Total)}
+			cand := stripe.Candidate{
+				Name: s.Name, Domain: s.Domain,
+				Weight: stripe.ByFree(m.byName[s.Name].Weight, s.Space.Free, s.Space.Total),
+				Room:   int(min(s.Space.Free/max(need, 1), stripe.MaxColumns)),
+			}
 			if s.State == catalog.TargetSuspect {
 				cand.Rank = 1
 			}

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
@@ -37,28 +34,28 @@ type Vector interface {
 	ReadvAt(bufs [][]byte, off int64) (n int, err error)
 }
 
-// putRetries bounds how often a Put begins again because another writer had
-// taken its generation; cleanupTime bounds the removal of what a failed Put left.
+// Bounds of a Put.
 const (
-	putRetries  = 4
-	cleanupTime = 10 * time.Second
+	putRetries = 4 // times it begins again because another writer had taken its generation
+	putPasses  = 5 // times it reads its source: once, and again for columns whose targets failed
+	openTries  = 5 // targets it tries to begin a column on, each pass
+
+	// A driver knows better when its target is gone; these are for one that
+	// does not, and for a disk that answers no more.
+	openTime    = time.Minute
+	writeTime   = 2 * time.Minute  // of up to 16 MiB
+	commitTime  = 10 * time.Minute // of a column of any size
+	cleanupTime = 10 * time.Second // of removing what must not stay
 )
 
-// targetError is an error that another target may not have.
-type targetError struct {
-	target string
-	err    error
-}
-
-func (e *targetError) Error() string { return e.target + ": " + e.err.Error() }
-func (e *targetError) Unwrap() error { return e.err }
-
 // Put writes a blob in a new generation and returns where it is. It streams:
-// any size fits into Options.Memory. When a target fails, Put begins again
-// with the targets left; when too few are left the error is ErrUnavailable, or
-// ErrNoSpace when they lack nothing but room. ErrCorrupt means the source's
-// bytes do not match its seal. On any error nothing readable remains. The
-// targets are those of the default pool; see Pool.
+// any size fits into Options.Memory. When a target fails, the column it was to
+// hold goes to another one, or as the last resort to one that has a column
+// already; the source is read once more for it, the other columns stay. When
+// too few targets are left the error is ErrUnavailable, or ErrNoSpace when
+// they lack nothing but room. ErrCorrupt means the source's bytes do not match
+// its seal, or are not the same when they are read again. On any error nothing
+// readable remains. The targets are those of the default pool; see Pool.
 func (t *Tier) Put(ctx context.Context, blob string, src Source, layout stripe.Layout) (catalog.Place, error) {
 	return t.put(ctx, t.now.Load(), "", blob, src, layout, 0)
 }
@@ -84,30 +81,22 @@ func (t *Tier) put(ctx context.Context, targets *members, pool, blob string, src
 		return fail(fmt.Errorf("%w: its seal is of %d bytes, the source of %d", catalog.ErrCorrupt, seal.Size, size))
 	}
 	without := map[string]error{}
-	for taken := 0; ; {
-		p := &put{tier: t, targets: targets, pool: pool, blob: blob, src: src, size: size, seal: seal, layout: layout, column: layout.ColumnSize(size)}
-		place, err := p.run(ctx, atLeast, without)
+	for taken := 1; ; taken++ {
+		p := &put{tier: t, targets: targets, pool: pool, blob: blob, src: src, size: size, seal: seal, layout: layout, column: layout.ColumnSize(size), without: without}
+		place, err := p.run(ctx, atLeast)
 		if err == nil {
 			return place, nil
 		}
-		bad := new(targetError)
-		if ctx.Err() != nil || !errors.As(err, &bad) || without[bad.target] != nil {
+		if !errors.Is(err, errTaken) || taken == putRetries || ctx.Err() != nil {
 			return fail(err)
-		}
-		if errors.Is(err, fs.ErrExist) {
-			if taken++; taken < putRetries {
-				continue
-			}
-			return fail(err)
-		}
-		without[bad.target] = bad.err
-		if f := t.opt.Trace.TargetFailed; f != nil {
-			f(bad.target, blob, bad.err)
 		}
 	}
 }
 
-// put is one attempt, with a generation and targets of its own.
+// errTaken: another writer has the generation; a newer one will do.
+var errTaken = errors.New("the generation is another writer's")
+
+// put is one attempt, with a generation of its own.
 type put struct {
 	tier    *Tier
 	targets *members
@@ -119,43 +108,56 @@ type put struct {
 	layout  stripe.Layout
 	column  int64 // data bytes of each column
 	gen     uint64
+	without map[string]error // targets that failed
 
-	names   []string // of targets, by column
-	writers []ColumnWriter
+	names   []string       // of targets, by column
+	writers []ColumnWriter // by column
+	lost    []error        // by column: why its target does not have it
+	tried   []copyAt       // commits that were begun: what they left must be found again
+
+	summed  bool       // a pass went through: sums and content are known
 	sums    [][]uint32 // by column; for k = 1 only the first
 	content catalog.Digest
 }
 
-func (p *put) run(ctx context.Context, atLeast uint64, without map[string]error) (catalog.Place, error) {
-	t, n := p.tier, p.layout.Columns()
-	gen, end := t.begin(p.blob, atLeast)
+func (p *put) run(ctx context.Context, atLeast uint64) (place catalog.Place, err error) {
+	n := p.layout.Columns()
+	gen, end := p.tier.begin(p.blob, atLeast)
 	defer end()
-	p.gen = gen
-	var err error
-	if p.names, err = p.targets.choose(ctx, p.pool, p.blob, gen, p.layout, fileSize(p.column), without); err != nil {
-		return catalog.Place{}, err
+	p.gen, p.names, p.writers, p.lost = gen, make([]string, n), make([]ColumnWriter, n), make([]error, n)
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i
 	}
-	p.writers = make([]ColumnWriter, n)
 	defer func() {
-		for _, w := range p.writers {
-			if w != nil {
-				_ = w.Close() // after Commit it does nothing; before, what it cannot remove is swept
-			}
-		}
+		p.close(all)
+		p.tidy(ctx, err == nil)
 	}()
-	if err := p.each(ctx, func(ctx context.Context, i int) (err error) {
-		p.writers[i], err = p.targets.byName[p.names[i]].Create(ctx, p.key(i), fileSize(p.column), CreateNew)
-		return err
-	}); err != nil {
-		return catalog.Place{}, err
+	want := all // columns that must be written yet
+	if err := p.assign(ctx, want); err != nil {
+		return place, err
 	}
-	if err := p.stream(ctx); err != nil {
-		return catalog.Place{}, err
+	for pass := 1; ; pass++ {
+		if err := p.open(ctx, want); err != nil {
+			return place, err
+		}
+		if err := p.stream(ctx, want); err != nil {
+			return place, err
+		}
+		if err := p.commit(ctx, want); err != nil {
+			return place, err
+		}
+		if want = p.lostOf(want); len(want) == 0 {
+			break
+		}
+		if pass == putPasses {
+			return place, p.gaveUp(want, pass)
+		}
+		if err := p.move(ctx, want); err != nil {
+			return place, err
+		}
 	}
-	if err := p.each(ctx, func(ctx context.Context, i int) error { return p.writers[i].Commit(ctx) }); err != nil {
-		p.undo(ctx)
-		return catalog.Place{}, err
-	}
+	p.crowded()
 	return catalog.Place{
 		Blob: p.blob, Layout: p.layout.String(), Unit: p.layout.Unit, Size: p.size,
 		Generation: gen, Targets: p.names, Content: p.content,
@@ -164,28 +166,4 @@ func (p *put) run(ctx context.Context, atLeast uint64, without map[string]error)
 
 func (p *put) key(column int) Key { return Key{Blob: p.blob, Generation: p.gen, Column: column} }
 
-// each calls f for every column at once; the first error names its target.
-func (p *put) each(ctx context.Context, f func(ctx context.Context, column int) error) error {
-	g, ctx := errgroup.WithContext(ctx)
-	for i, name := range p.names {
-		g.Go(func() error {
-			if err := f(ctx, i); err != nil {
-				return &targetError{name, err}
-			}
-			return nil
-		})
-	}
-	return g.Wait()
-}
-
-// undo removes columns that were committed before a sister failed to.
-func (p *put) undo(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-	defer cancel()
-	for i, name := range p.names {
-		_ = p.writers[i].Close()
-		if err := p.targets.byName[name].Remove(ctx, p.key(i)); err != nil && p.tier.opt.Trace.Leftover != nil {
-			p.tier.opt.Trace.Leftover(name, p.blob, err)
-		}
-	}
-}
+func (p *put) target(column int) *TargetInfo { return p.targets.byName[p.names[column]] }

@@ -20,6 +20,15 @@ type Found struct {
 	Place    catalog.Place // as its columns say; where one is missing, the target it was written to
 	Columns  []int         // that are there, in order
 	Complete bool          // k or more are there
+	Strays   []Stray       // columns that are on a second target too, by column and target
+}
+
+// Stray is a column on another target than the one its place names: what a
+// target kept that failed a Put at its very end and came back, or what was
+// copied elsewhere. It is as good as its twin until RemoveStrays removes it.
+type Stray struct {
+	Column int
+	Target string
 }
 
 // Scan lists what the targets hold at or under prefix, without the catalog,
@@ -123,6 +132,11 @@ func (t *Tier) identify(ctx context.Context, blob string, gen uint64, cols map[i
 				if !slices.ContainsFunc(cols[c], func(ti *TargetInfo) bool { return ti.Name() == h.Targets[c] }) {
 					f.Place.Targets[c] = cols[c][0].Name() // it was moved
 				}
+				for _, ti := range cols[c] {
+					if name := ti.Name(); name != f.Place.Targets[c] {
+						f.Strays = append(f.Strays, Stray{c, name})
+					}
+				}
 			}
 			f.Complete = len(f.Columns) >= h.Layout.K
 			return f, nil
@@ -137,7 +151,7 @@ func (t *Tier) Remove(ctx context.Context, blob string, keep func(generation uin
 	if err := CheckBlob(blob); err != nil {
 		return err
 	}
-	_, err := t.sweep(ctx, blob, func(k Key) bool {
+	_, err := t.sweep(ctx, blob, func(k Key, _ string) bool {
 		return k.Blob != blob || keep != nil && keep(k.Generation)
 	})
 	if err != nil {
@@ -157,14 +171,45 @@ type Swept struct {
 // are left alone; those of other Tiers, and those whose place is not recorded
 // yet, are keep's to know: let it keep generations younger than a grace.
 func (t *Tier) Sweep(ctx context.Context, prefix string, keep func(blob string, generation uint64) bool) (Swept, error) {
-	s, err := t.sweep(ctx, prefix, func(k Key) bool { return keep(k.Blob, k.Generation) })
+	s, err := t.sweep(ctx, prefix, func(k Key, _ string) bool { return keep(k.Blob, k.Generation) })
 	if err != nil {
 		err = fmt.Errorf("sweep %q: %w", prefix, err)
 	}
 	return s, err
 }
 
-func (t *Tier) sweep(ctx context.Context, prefix string, keep func(Key) bool) (Swept, error) {
+// RemoveStrays removes the columns of a place's generation from targets that
+// the place does not name for them, each only while the one that it names is
+// there. The place must be the one that is recorded, and nobody may be mending
+// the blob: what it does not name may be what another place will.
+func (t *Tier) RemoveStrays(ctx context.Context, place catalog.Place) (Swept, error) {
+	l, err := layoutOf(place)
+	if err != nil {
+		return Swept{}, err
+	}
+	there := make([]bool, l.Columns())
+	var g errgroup.Group
+	for c := range there {
+		g.Go(func() error {
+			var read atomic.Int64
+			if col, err := t.openPlaced(ctx, &place, l, c, &read); err == nil {
+				there[c] = true
+				return col.close()
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	s, err := t.sweep(ctx, place.Blob, func(k Key, target string) bool {
+		return k.Blob != place.Blob || k.Generation != place.Generation || k.Column < len(there) && (place.Targets[k.Column] == target || !there[k.Column])
+	})
+	if err != nil {
+		err = fmt.Errorf("remove strays of %s: %w", place.Blob, err)
+	}
+	return s, err
+}
+
+func (t *Tier) sweep(ctx context.Context, prefix string, keep func(k Key, target string) bool) (Swept, error) {
 	var mu sync.Mutex
 	var total Swept
 	var errs []error
@@ -188,12 +233,12 @@ func (t *Tier) sweep(ctx context.Context, prefix string, keep func(Key) bool) (S
 	return total, errors.Join(errs...)
 }
 
-func (t *Tier) sweepTarget(ctx context.Context, ti *TargetInfo, prefix string, keep func(Key) bool) (s Swept, err error) {
+func (t *Tier) sweepTarget(ctx context.Context, ti *TargetInfo, prefix string, keep func(k Key, target string) bool) (s Swept, err error) {
 	for e, err := range ti.List(ctx, prefix) {
 		if err != nil {
 			return s, err
 		}
-		if keep(e.Key) || t.writing(e.Key.Generation) {
+		if keep(e.Key, ti.Name()) || t.writing(e.Key.Generation) {
 			continue
 		}
 		if err := ti.Remove(ctx, e.Key); err != nil {

@@ -5,13 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 
-	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ckptd/ckptd/catalog"
-	"github.com/ckptd/ckptd/remotetier/stripe"
 )
 
 // A Put is a pipe of three stages, so that disk, processor and targets work at
@@ -24,9 +23,44 @@ const (
 	readers    = 4       // reads of the source in flight
 )
 
+// pass is one way of the source through the pipe. The first has all columns;
+// later ones those that lost their target, and they read and code no more than
+// these need.
+type pass struct {
+	*put
+	want  []int // columns that are written
+	need  []int // data columns that are read
+	again bool  // sums and content are known, and held against what is read now
+	live  atomic.Int32
+}
+
+// errNobody: all columns of a pass lost their target.
+var errNobody = errors.New("no column is left")
+
+// stream moves the whole blob to the writers of the columns of want, and sets
+// sums and content if they are not known yet. Columns that lose their target
+// are noted; the others go on.
+func (p *put) stream(ctx context.Context, want []int) error {
+	ps := &pass{put: p, want: want, again: p.summed}
+	ps.live.Store(int32(len(want)))
+	for c := range p.layout.K {
+		if !ps.again || slices.Contains(want, c) || slices.Max(want) >= p.layout.K && p.layout.K > 1 {
+			ps.need = append(ps.need, c)
+		}
+	}
+	if p.layout.K == 1 {
+		ps.need = []int{0} // all columns are the same
+	}
+	if err := ps.run(ctx); err != nil && !errors.Is(err, errNobody) {
+		return err
+	}
+	return nil
+}
+
 // batch is some whole stripes, as columns.
 type batch struct {
-	cols    [][]byte // by column; for k = 1 all the same memory
+	cols    [][]byte // by column; nil: neither read nor written; for k = 1 all the same memory
+	room    int64    // bytes of each
 	first   int64    // its first stripe
 	stripes int64
 	rows    int64        // bytes in each column
@@ -35,38 +69,46 @@ type batch struct {
 
 // ring takes the memory for the batches: as large as useful, and small enough
 // that two Puts run side by side.
-func (p *put) ring(ctx context.Context) (ring []*batch, done func(), err error) {
+func (p *pass) ring(ctx context.Context) (ring []*batch, done func(), err error) {
 	l, limit := p.layout, p.tier.opt.Memory
-	cols := l.Columns()
+	cols := slices.Concat(p.need, p.want)
+	slices.Sort(cols)
+	cols = slices.Compact(cols)
 	if l.K == 1 {
-		cols = 1
+		cols = p.need
 	}
+	stripeCols := int64(len(cols))
 	rows, count := min(l.Unit, p.column), 1
-	if need := int64(cols) * rows; need > limit {
+	if need := stripeCols * rows; need > limit {
 		return nil, nil, fmt.Errorf("layout %v with units of %d bytes: %w: a stripe takes %d bytes and the tier has %d for buffers", l, l.Unit, catalog.ErrInvalid, need, limit)
 	}
-	for count < ringSize && int64(count)*rows < p.column && int64(count+1)*int64(cols)*rows <= limit/2 {
+	for count < ringSize && int64(count)*rows < p.column && int64(count+1)*stripeCols*rows <= limit/2 {
 		count++
 	}
-	for rows+l.Unit <= batchBytes && rows < p.column && int64(count)*int64(cols)*(rows+l.Unit) <= limit/2 {
+	for rows+l.Unit <= batchBytes && rows < p.column && int64(count)*stripeCols*(rows+l.Unit) <= limit/2 {
 		rows += l.Unit
 	}
-	loan, err := p.tier.bufs.take(ctx, count, cols*int(rows)) // a batch in one piece: on as few pages as possible
+	loan, err := p.tier.bufs.take(ctx, count, len(cols)*int(rows)) // a batch in one piece: on as few pages as possible
 	if err != nil {
 		return nil, nil, err
 	}
 	for b := range count {
-		bt := &batch{cols: make([][]byte, l.Columns()), stripes: max(1, rows/l.Unit)}
-		for i := range bt.cols {
-			bt.cols[i] = loan.buf(b)[int64(i%cols)*rows:][:rows:rows]
+		bt := &batch{cols: make([][]byte, l.Columns()), room: rows, stripes: max(1, rows/l.Unit)}
+		for i, c := range cols {
+			bt.cols[c] = loan.buf(b)[int64(i)*rows:][:rows:rows]
+		}
+		for _, c := range p.want {
+			if l.K == 1 {
+				bt.cols[c] = bt.cols[0]
+			}
 		}
 		ring = append(ring, bt)
 	}
 	return ring, loan.done, nil
 }
 
-// stream moves the whole blob to the writers, and sets sums and content.
-func (p *put) stream(ctx context.Context) error {
+// run lets the source go through the pipe once.
+func (p *pass) run(ctx context.Context) error {
 	ring, done, err := p.ring(ctx)
 	if err != nil {
 		return err
@@ -76,20 +118,15 @@ func (p *put) stream(ctx context.Context) error {
 	for _, b := range ring {
 		free <- b
 	}
-	columns := make([]chan *batch, p.layout.Columns())
+	columns := make([]chan *batch, len(p.want))
 	for i := range columns {
 		columns[i] = make(chan *batch, len(ring))
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.fill(ctx, free, filled) })
 	g.Go(func() error { return p.sum(ctx, filled, columns) })
-	for i, in := range columns {
-		g.Go(func() error {
-			if err := p.drain(ctx, i, in, free); err != nil {
-				return &targetError{p.names[i], err}
-			}
-			return nil
-		})
+	for i, c := range p.want {
+		g.Go(func() error { return p.drain(ctx, c, columns[i], free) })
 	}
 	return g.Wait()
 }
@@ -105,19 +142,19 @@ func next(ctx context.Context, in <-chan *batch) (*batch, error) {
 }
 
 // fill reads the source into batches, in order.
-func (p *put) fill(ctx context.Context, free <-chan *batch, filled chan<- *batch) error {
+func (p *pass) fill(ctx context.Context, free <-chan *batch, filled chan<- *batch) error {
 	l, stripes := p.layout, p.layout.Stripes(p.size)
 	for s := int64(0); s < stripes; {
 		b, err := next(ctx, free)
 		if err != nil {
 			return err
 		}
-		b.first, b.stripes = s, min(int64(len(b.cols[0]))/l.Unit, stripes-s)
+		b.first, b.stripes = s, min(b.room/l.Unit, stripes-s)
 		if b.stripes == 0 {
 			b.stripes = 1 // the buffers fit a blob with no more than one short stripe
 		}
 		b.rows = (b.stripes-1)*l.Unit + l.UnitOf(p.size, s+b.stripes-1)
-		if err := p.tier.pace(ctx, b.rows*int64(l.Columns())); err != nil {
+		if err := p.tier.pace(ctx, b.rows*int64(len(p.want))); err != nil {
 			return err
 		}
 		if err := p.read(ctx, b); err != nil {
@@ -130,13 +167,13 @@ func (p *put) fill(ctx context.Context, free <-chan *batch, filled chan<- *batch
 	return nil
 }
 
-// read fills the data columns of b.
-func (p *put) read(ctx context.Context, b *batch) error {
+// read fills the data columns of b that are needed.
+func (p *pass) read(ctx context.Context, b *batch) error {
 	l := p.layout
 	if l.K == 1 {
 		return readUnit(p.src, b.cols[0][:b.rows], b.first*l.Unit, p.size)
 	}
-	if v, ok := p.src.(Vector); ok && (b.first+b.stripes)*l.Width() <= p.size {
+	if v, ok := p.src.(Vector); ok && len(p.need) == l.K && (b.first+b.stripes)*l.Width() <= p.size {
 		bufs := make([][]byte, 0, b.stripes*int64(l.K))
 		for s := range b.stripes {
 			for i := range l.K {
@@ -149,7 +186,7 @@ func (p *put) read(ctx context.Context, b *batch) error {
 	g.SetLimit(readers)
 	for s := range b.stripes {
 		u := l.UnitOf(p.size, b.first+s)
-		for i := range l.K {
+		for _, i := range p.need {
 			unit, off := b.cols[i][s*l.Unit:][:u], (b.first+s)*l.Width()+int64(i)*u
 			g.Go(func() error { return readUnit(p.src, unit, off, p.size) })
 		}
@@ -180,144 +217,63 @@ func short(got int, err error) func(want int64) error {
 	}
 }
 
-// sum checks, hashes and codes the batches and hands them to every column.
-func (p *put) sum(ctx context.Context, filled <-chan *batch, columns []chan *batch) error {
-	l := p.layout
-	var check *sealCheck
-	if p.seal != nil {
-		check = &sealCheck{seal: p.seal}
-	}
-	hash, code := blake3.New(), codeOf(l)
-	p.sums = make([][]uint32, l.Columns())
-	for i := range p.sums {
-		p.sums[i] = make([]uint32, 0, stripe.Blocks(p.column))
-	}
-	for {
-		b, err := next(ctx, filled)
-		if err != nil {
-			return err
-		}
-		if b == nil {
-			break
-		}
-		for s := range b.stripes {
-			if err := p.sumStripe(b, s, hash, check, code); err != nil {
-				return err
-			}
-		}
-		b.writers.Store(int32(len(columns)))
-		for _, c := range columns {
-			c <- b // has room for the whole ring
-		}
-	}
-	hash.Sum(p.content[:0])
-	if l.K == 1 {
-		for i := range p.sums {
-			p.sums[i] = p.sums[0]
-		}
-	}
-	for _, c := range columns {
-		close(c)
-	}
-	return nil
-}
-
-// sumStripe does the s-th stripe of b. Each data byte is brought into the
-// cache once for both its checksum and its hash, in the blob's order.
-func (p *put) sumStripe(b *batch, s int64, hash *blake3.Hasher, check *sealCheck, code *code) error {
-	l := p.layout
-	u := l.UnitOf(p.size, b.first+s)
-	units := make([][]byte, l.Columns())
-	for i := range units {
-		units[i] = b.cols[i][s*l.Unit:][:u]
-	}
-	left := p.size - (b.first+s)*l.Width() // bytes of the blob from here
-	whole := left >= l.Width()
-	for i, unit := range units[:l.K] {
-		for len(unit) > 0 {
-			block := unit[:min(stripe.Block, len(unit))]
-			unit = unit[len(block):]
-			valid := block[:max(0, min(int64(len(block)), left))] // padding follows the blob's end
-			left -= int64(len(valid))
-			_, _ = hash.Write(valid) // never fails; slower than memory, so it goes first
-			crc := crcOf(block)
-			p.sums[i] = append(p.sums[i], crc)
-			var err error
-			if whole {
-				err = check.block(crc)
-			} else { // its blocks are not aligned with the seal's
-				err = check.bytes(valid)
-			}
-			if err != nil {
-				return err
-			}
-		}
-	}
-	return p.code(units, code)
-}
-
-// code computes the parity units of a stripe and sums them, a block of each at
-// a time, while it is in the cache. The sums of a single parity follow from
-// those of the data.
-func (p *put) code(units [][]byte, code *code) error {
-	if p.layout.K == 1 || p.layout.M == 0 {
-		return nil // copies have the sums of what they are copies of
-	}
-	k := p.layout.K
-	if p.layout.M == 1 {
-		if err := code.encode(units); err != nil {
-			return fmt.Errorf("encode: %w", err)
-		}
-		crcs := make([]uint32, k)
-		for at := 0; at < len(units[0]); at += stripe.Block {
-			block := len(p.sums[k])
-			for i := range crcs {
-				crcs[i] = p.sums[i][block]
-			}
-			p.sums[k] = append(p.sums[k], xorSum(crcs, min(stripe.Block, len(units[0])-at)))
-		}
-		return nil
-	}
-	rows := make([][]byte, len(units))
-	for at := 0; at < len(units[0]); at += stripe.Block {
-		for i, unit := range units {
-			rows[i] = unit[at:min(at+stripe.Block, len(unit))]
-		}
-		if err := code.encode(rows); err != nil {
-			return fmt.Errorf("encode: %w", err)
-		}
-		for i, row := range rows[k:] {
-			p.sums[k+i] = append(p.sums[k+i], crcOf(row))
-		}
-	}
-	return nil
-}
-
-// drain writes column i from its first to its last byte.
-func (p *put) drain(ctx context.Context, i int, in <-chan *batch, free chan<- *batch) error {
-	w := p.writers[i]
-	h := &Header{Key: p.key(i), Layout: p.layout, Size: p.size, Targets: p.names}
+// drain writes column c from its first to its last byte. When its target fails
+// the batches are let go by, because the other columns wait for them.
+func (p *pass) drain(ctx context.Context, c int, in <-chan *batch, free chan<- *batch) error {
+	h := &Header{Key: p.key(c), Layout: p.layout, Size: p.size, Targets: p.names}
 	page := aligned(pageSize)
 	seed := h.put(page)
-	if err := w.Write(ctx, page); err != nil {
-		return err
-	}
+	w := &pieces{ColumnWriter: p.writers[c]}
+	err := w.Write(ctx, page)
 	for {
-		b, err := next(ctx, in)
-		if err != nil {
-			return err
+		if err != nil && p.lost[c] == nil {
+			if err := p.lose(ctx, c, err); err != nil {
+				return err
+			}
+		}
+		b, gone := next(ctx, in)
+		if gone != nil {
+			return gone
 		}
 		if b == nil {
 			break
 		}
-		if err := w.Write(ctx, b.cols[i][:b.rows]); err != nil {
-			return err
-		}
+		err = w.Write(ctx, b.cols[c][:b.rows])
 		if b.writers.Add(-1) == 0 {
 			free <- b // has room for the whole ring
 		}
 	}
-	return writeTrailer(ctx, w, seed, p.column, p.sums[i], p.content)
+	if err := writeTrailer(ctx, w, seed, p.column, p.sums[c], p.content); err != nil && p.lost[c] == nil {
+		return p.lose(ctx, c, err)
+	}
+	return nil
+}
+
+// lose notes that a column's target failed. The error says that there is no
+// reason to go on.
+func (p *pass) lose(ctx context.Context, c int, err error) error {
+	if ctx.Err() != nil { // it may be that which failed
+		return context.Cause(ctx)
+	}
+	p.lost[c] = err
+	_ = p.writers[c].Close() // now: what it holds on its target may be what others lack
+	if p.live.Add(-1) == 0 {
+		return errNobody
+	}
+	return nil
+}
+
+// pieces is a writer that keeps to a time limit, and to its first error.
+type pieces struct {
+	ColumnWriter
+	err error
+}
+
+func (w *pieces) Write(ctx context.Context, p []byte) error {
+	if w.err == nil {
+		w.err = within(ctx, writeTime, func(ctx context.Context) error { return w.ColumnWriter.Write(ctx, p) })
+	}
+	return w.err
 }
 
 // trailerPages is how many pages of sums are written at once.

@@ -26,8 +26,12 @@ type Options struct {
 // Trace is told what the Tier met and dealt with; nil fields are off. The
 // functions are called from several goroutines and must not block.
 type Trace struct {
-	// TargetFailed: a Put gave this target up and began again without it.
+	// TargetFailed: a Put gave this target up and goes on without it.
 	TargetFailed func(target, blob string, err error)
+	// Replanned: a Put moved a column to another target, because of err.
+	Replanned func(blob string, column int, from, to string, err error)
+	// Crowded: a target got more than one column of a blob, for want of others.
+	Crowded func(target, blob string)
 	// Degraded: a read found this column missing or corrupt and used others. Once a column and Reader.
 	Degraded func(blob string, column int, target string, err error)
 	// Leftover: columns that should be gone could not be removed; Sweep will find them.

@@ -15,6 +15,7 @@ type Candidate struct {
 	Domain string  // what fails together: a rack, a node; empty: the target by itself
 	Weight float64 // share of the columns, relative to the others; zero stands for 1, below zero takes none
 	Rank   int     // one of a higher rank gets a column only when all of the lower ones have theirs
+	Room   int     // columns that fit on it, beside those it holds; zero: any number
 }
 
 // Place chooses n targets for the columns of one generation of a blob, by
@@ -82,7 +83,7 @@ func (c Candidate) domain() string {
 // these on the first. No column makes a target hold more than onTarget, or a
 // domain more than inDomain.
 func (r ranked) fill(held []Candidate, n, onTarget, inDomain int) []string {
-	targets, domains := map[string]int{}, map[string]int{}
+	targets, domains, more := map[string]int{}, map[string]int{}, map[string]int{}
 	for _, h := range held {
 		targets[h.Name]++
 		domains[h.domain()]++
@@ -91,7 +92,7 @@ func (r ranked) fill(held []Candidate, n, onTarget, inDomain int) []string {
 	for len(names) < n {
 		best := -1
 		for i, c := range r {
-			if targets[c.Name] >= onTarget || domains[c.Domain] >= inDomain {
+			if targets[c.Name] >= onTarget || domains[c.Domain] >= inDomain || c.Room > 0 && more[c.Name] >= c.Room {
 				continue
 			}
 			if best < 0 || cmp.Or(cmp.Compare(targets[c.Name], targets[r[best].Name]),
@@ -103,6 +104,7 @@ func (r ranked) fill(held []Candidate, n, onTarget, inDomain int) []string {
 			break
 		}
 		targets[r[best].Name]++
+		more[r[best].Name]++
 		domains[r[best].Domain]++
 		names = append(names, r[best].Name)
 	}

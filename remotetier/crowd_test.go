@@ -1,0 +1,114 @@
+package remotetier_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier"
+)
+
+// TestPromise7FewerTargetsThanColumns: where some cannot take a column, others
+// take two as long as the loss of one of them can be borne.
+func TestPromise7FewerTargetsThanColumns(t *testing.T) {
+	b := random(900_000, 1)
+	away := func(string, remotetier.Key) error { return fmt.Errorf("dial: %w", catalog.ErrUnavailable) }
+	for _, c := range []struct {
+		what    string
+		domains string // of the targets, one letter each
+		down    int
+		fault   func(string, remotetier.Key) error
+		most    int // columns on one target; 0: it is refused
+		class   error
+	}{
+		{"one is away", "......", 1, away, 2, nil},
+		{"three are away", "......", 3, away, 2, nil},
+		{"four are away", "......", 4, away, 0, catalog.ErrUnavailable},
+		{"one is away of domains of two", "aabbcc", 1, away, 2, nil},
+		{"one is away of domains of three", "aaabbb", 1, away, 0, catalog.ErrUnavailable},
+		{"one fills up", "......", 1, fullAt("write", 3), 2, nil},
+		{"one has no room to begin with", "......", 1, fullAt("create", 1), 2, nil},
+		{"one fills up at the end", "......", 1, fullAt("commit", 1), 2, nil},
+		{"four fill up", "......", 4, fullAt("write", 2), 0, catalog.ErrNoSpace},
+	} {
+		w := newWorld(6, remotetier.Options{})
+		var infos []remotetier.TargetInfo
+		for i, m := range w.mems {
+			infos = append(infos, remotetier.TargetInfo{Target: m, Domain: strings.Trim(c.domains[i:i+1], ".")})
+			if i < c.down {
+				m.Fault(c.fault)
+			}
+		}
+		var crowded []string
+		w.Tier = remotetier.New(infos, remotetier.Options{Trace: remotetier.Trace{Crowded: func(target, _ string) { crowded = append(crowded, target) }}})
+		p, err := w.Put(t.Context(), blob, sealOf(b), layout(4, 2, 65536))
+		for _, m := range w.mems {
+			m.Fault(nil)
+		}
+		if c.most == 0 {
+			if !errors.Is(err, c.class) {
+				t.Errorf("%s: on %v, %v; want %v", c.what, p.Targets, err, c.class)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", c.what, err)
+			continue
+		}
+		on := map[string]int{}
+		for _, name := range p.Targets {
+			on[name]++
+		}
+		twice := 0
+		for name, n := range on {
+			if n > 1 {
+				twice++
+				if !slices.Contains(crowded, name) {
+					t.Errorf("%s: nobody was told that %s has %d columns", c.what, name, n)
+				}
+			}
+		}
+		if most := slices.Max(slices.Collect(maps.Values(on))); most != c.most || twice != c.down || len(crowded) != twice {
+			t.Errorf("%s: on %v, told of %v", c.what, p.Targets, crowded)
+		}
+		w.onlyPlaced(t, c.what, p)
+		if err := w.Verify(t.Context(), p); err != nil {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		for f, err := range w.Scan(t.Context(), "") {
+			slices.Sort(f.Place.Targets)
+			want := slices.Sorted(slices.Values(p.Targets))
+			if err != nil || len(f.Columns) != 6 || len(f.Strays) != 0 || !slices.Equal(f.Place.Targets, want) {
+				t.Errorf("%s: Scan gives %+v, %v", c.what, f, err)
+			}
+		}
+		if s, err := w.RemoveStrays(t.Context(), p); err != nil || s.Columns != 0 {
+			t.Errorf("%s: RemoveStrays = %+v, %v", c.what, s, err)
+		}
+		for name := range on { // the loss of any one target is borne
+			m := w.mems[name[1]-'0']
+			m.Fault(away)
+			if got, _, err := readAll(t, w.Tier, p); err != nil || !bytes.Equal(got, b) {
+				t.Errorf("%s: without %s: %v", c.what, name, err)
+			}
+			m.Fault(nil)
+		}
+	}
+}
+
+// fullAt lets a target have no space from the n-th operation of a kind on.
+func fullAt(op string, n int64) func(string, remotetier.Key) error {
+	var ops atomic.Int64
+	return func(o string, _ remotetier.Key) error {
+		if o == op && ops.Add(1) >= n {
+			return fmt.Errorf("%s: %w", op, catalog.ErrNoSpace)
+		}
+		return nil
+	}
+}
