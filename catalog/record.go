@@ -52,11 +52,17 @@ type Policy struct {
 	NoDrain    bool          `json:"no_drain,omitempty"`   // keep sets on their nodes only
 	NoVerify   bool          `json:"no_verify,omitempty"`  // stop at remote
 	Remote     string        `json:"remote,omitempty"`     // pool of targets that new columns go to; "" is the default one
-	Compress   string        `json:"compress,omitempty"`   // "zstd": shards are compressed on the way to the remote tier; "" leaves them as they are
+	Compress   string        `json:"compress,omitempty"`   // CompressZstd: shards are compressed on the way to the remote tier; CompressNone: they are not
 	Replicas   int           `json:"replicas,omitempty"`   // extra nodes that hold each shard
 	Incomplete time.Duration `json:"incomplete,omitempty"` // abort a set still writing after this long, ns
 	Retention  Retention     `json:"retention,omitzero"`   // applied after each commit; zero keeps everything
 }
+
+// Values of Policy.Compress.
+const (
+	CompressZstd = "zstd"
+	CompressNone = "none"
+)
 
 // Check reports what could never be carried out. Whether there are targets
 // enough is the node's to say.
@@ -64,8 +70,8 @@ func (p *Policy) Check() error {
 	switch {
 	case p.Remote != "" && CheckTargetName(p.Remote) != nil:
 		return fmt.Errorf("remote %.80q: %w: want the name of a pool of targets", p.Remote, ErrInvalid)
-	case p.Compress != "" && p.Compress != "zstd":
-		return fmt.Errorf("compress %.80q: %w: want zstd, or nothing", p.Compress, ErrInvalid)
+	case p.Compress != "" && p.Compress != CompressZstd && p.Compress != CompressNone:
+		return fmt.Errorf("compress %.80q: %w: want %s or %s", p.Compress, ErrInvalid, CompressZstd, CompressNone)
 	case p.Incomplete < 0:
 		return fmt.Errorf("incomplete %v: %w: it is negative", p.Incomplete, ErrInvalid)
 	}
@@ -126,9 +132,10 @@ func (s State) mayBecome(next State) bool {
 // Place says where the columns of a blob are on the remote tier.
 type Place struct {
 	Blob       string   `json:"blob"`
-	Layout     string   `json:"layout"` // "k+m"
-	Unit       int64    `json:"unit"`   // bytes
-	Size       int64    `json:"size"`   // bytes of the blob
+	Layout     string   `json:"layout"`             // "k+m"
+	Unit       int64    `json:"unit"`               // bytes
+	Size       int64    `json:"size"`               // bytes of the blob as it is kept there
+	Encoding   string   `json:"encoding,omitempty"` // what those bytes are: "" the blob itself, "planes" a container of remotetier/planes
 	Generation uint64   `json:"generation,string"`
 	Targets    []string `json:"targets"`          // by column
 	Content    Digest   `json:"content,omitzero"` // BLAKE3 of the blob

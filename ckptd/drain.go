@@ -12,6 +12,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/localtier"
+	"github.com/ckptd/ckptd/remotetier/planes"
 )
 
 // drainJob is one shard to copy to the remote tier, or to read back.
@@ -154,12 +155,26 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 	}
 	defer b.Close()
 	begin := time.Now()
-	place, err := n.remote.Put(ctx, name, rawBlob{b, b.Raw()}, layout)
+	out, encoding := b, ""
+	if n.compresses(set.Run) {
+		spool, err := n.compressed(ctx, set, s.Rank, b)
+		if errors.Is(err, catalog.ErrCorrupt) {
+			return n.localBad(ctx, set.SetID, s.Rank, err)
+		} else if err != nil {
+			return fmt.Errorf("drain %s: %w", name, err)
+		}
+		if spool != nil {
+			defer spool.Close()
+			out, encoding = spool.Blob(), planes.Encoding
+		}
+	}
+	place, err := n.remote.Put(ctx, name, rawBlob{out, out.Raw()}, layout)
 	if errors.Is(err, catalog.ErrCorrupt) {
 		return n.localBad(ctx, set.SetID, s.Rank, err)
 	} else if err != nil {
 		return fmt.Errorf("drain %s: %w", name, err)
 	}
+	place.Encoding = encoding
 	if err := n.remote.Remove(ctx, name, func(gen uint64) bool { return gen == place.Generation }); err != nil {
 		n.log.Warn("older columns not removed", "blob", name, "err", err)
 	}
@@ -167,7 +182,12 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 		return err
 	}
 	n.stats.DrainedBytes.Add(s.Size)
-	n.event(ctx, set.SetID, "drained", "rank %d to %v as %s in %v", s.Rank, place.Targets, place.Layout, time.Since(begin).Round(time.Millisecond))
+	n.stats.StoredBytes.Add(place.Size)
+	how := place.Layout
+	if encoding != "" {
+		how += fmt.Sprintf(", compressed to %.1f %%,", 100*float64(place.Size)/float64(max(1, s.Size)))
+	}
+	n.event(ctx, set.SetID, "drained", "rank %d to %v as %s in %v", s.Rank, place.Targets, how, time.Since(begin).Round(time.Millisecond))
 	return nil
 }
 

@@ -221,27 +221,32 @@ type remoteSource struct {
 	mu struct {
 		sync.Mutex
 		in      *remotetier.Reader
-		counted int64 // bytes read that the statistics have
+		shard   shardReader // what in keeps
+		counted int64       // bytes read that the statistics have
 		closed  bool
 	}
 }
 
 func (*remoteSource) Name() string { return "remote" }
 
-func (r *remoteSource) open(ctx context.Context) (*remotetier.Reader, error) {
+func (r *remoteSource) open(ctx context.Context, shard restore.ShardRef) (*remotetier.Reader, shardReader, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.mu.closed {
-		return nil, fs.ErrClosed
+		return nil, nil, fs.ErrClosed
 	}
 	if r.mu.in == nil {
 		in, err := r.n.remote.Open(ctx, r.place)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		if r.mu.shard, err = openPlace(ctx, in, r.place, shard.Size, shard.Root); err != nil {
+			in.Close()
+			return nil, nil, err
 		}
 		r.mu.in = in
 	}
-	return r.mu.in, nil
+	return r.mu.in, r.mu.shard, nil
 }
 
 func (r *remoteSource) close() {
@@ -265,7 +270,7 @@ const remoteChunk = 8 << 20
 
 func (r *remoteSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
 	var rep restore.Report
-	in, err := r.open(ctx)
+	in, bytes, err := r.open(ctx, shard)
 	if err != nil {
 		return rep, err
 	}
@@ -283,13 +288,13 @@ func (r *remoteSource) ReadRanges(ctx context.Context, shard restore.ShardRef, r
 					buf = make([]byte, n)
 				}
 				p = buf[:n]
-				if _, err := in.ReadAtContext(ctx, p, off); err != nil {
+				if _, err := bytes.ReadAtContext(ctx, p, off); err != nil {
 					return rep, err
 				}
 				if _, err := w.WriteAt(p, off); err != nil {
 					return rep, err
 				}
-			} else if _, err := in.ReadAtContext(ctx, p, off); err != nil {
+			} else if _, err := bytes.ReadAtContext(ctx, p, off); err != nil {
 				return rep, err
 			}
 			off += n

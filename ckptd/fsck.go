@@ -298,7 +298,7 @@ func (n *Node) verify(ctx context.Context, sets []catalog.SetRecord, deep bool, 
 				}
 			}
 			if loc.place != nil && n.remote != nil && (deep || !loc.local) {
-				err := n.remote.Verify(ctx, *loc.place)
+				err := n.verifyPlace(ctx, *loc.place, loc.ref.Size, loc.ref.Root)
 				res.Copies++
 				res.Bytes += loc.ref.Size
 				if ctx.Err() != nil {

@@ -46,6 +46,7 @@ type Config struct {
 	MaxSessions int           // connections of SDKs, default 4096
 	Layout      string        // default layout of runs, "k+m"; "" by the number of targets
 	Unit        int64         // stripe unit, bytes; default 1 MiB
+	Compress    string        // what runs without a policy do on the way to the remote tier: "" or catalog.CompressNone, catalog.CompressZstd
 	Grace       time.Duration // between a prune's tombstone and the removal of bytes, default 5 min
 	Incomplete  time.Duration // abort sets still writing after this, default 1 h
 	LeaseTTL    time.Duration // of the coordinator, default 3 s

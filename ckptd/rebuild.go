@@ -222,6 +222,14 @@ func (n *Node) adoptRemote(ctx context.Context, id catalog.SetID, found map[stri
 	if err != nil {
 		return 0, err
 	}
+	encodings := make(map[int]string)
+	for _, s := range m.Shards {
+		if catalog.ShardLevel(s.Rank, s.Root, parts) < catalog.Remote {
+			if encodings[s.Rank], err = n.encodingOf(ctx, found[id.ShardName(s.Rank)].Place); err != nil {
+				return 0, fmt.Errorf("%v rank %d: %w", id, s.Rank, err)
+			}
+		}
+	}
 	_, err = n.cat.UpdatePart(ctx, id, n.cfg.Name, func(p *catalog.PartRecord) error {
 		changed := false
 		for _, s := range m.Shards {
@@ -229,6 +237,7 @@ func (n *Node) adoptRemote(ctx context.Context, id catalog.SetID, found map[stri
 				continue // somebody says so already
 			}
 			f := found[id.ShardName(s.Rank)].Place
+			f.Encoding = encodings[s.Rank]
 			t := catalog.PartShard{Rank: s.Rank, Size: s.Size, Root: s.Root, Durable: m.Created}
 			for _, old := range p.Shards {
 				if old.Rank == s.Rank && old.Root == s.Root {

@@ -10,6 +10,7 @@ type Stats struct {
 	Votes         atomic.Int64 // ckptd_votes_total: shards stated durable
 	Commits       atomic.Int64 // ckptd_commits_total: sets committed by this node
 	DrainedBytes  atomic.Int64 // ckptd_drained_bytes_total
+	StoredBytes   atomic.Int64 // ckptd_drained_stored_bytes_total: of the drained, as the remote tier keeps them, before parity
 	VerifiedBytes atomic.Int64 // ckptd_verified_bytes_total
 	Evicted       atomic.Int64 // ckptd_evicted_shards_total
 	Quarantined   atomic.Int64 // ckptd_quarantined_shards_total

@@ -118,9 +118,6 @@ func (n *Node) checkPolicy(p catalog.Policy) error {
 	if p.Replicas != 0 {
 		return fmt.Errorf("replicas: %w: copies on other nodes are not made yet; leave it 0", catalog.ErrInvalid)
 	}
-	if p.Compress != "" {
-		return fmt.Errorf("compress: %w: shards are not compressed yet; leave it empty", catalog.ErrInvalid)
-	}
 	return p.Check()
 }
 
@@ -140,6 +137,7 @@ func (n *Node) getMetrics(_ context.Context, c *app.RequestContext) error {
 	counter("ckptd_votes_total", "Shards stated durable.", st.Votes.Load())
 	counter("ckptd_commits_total", "Sets committed by this node.", st.Commits.Load())
 	counter("ckptd_drained_bytes_total", "Bytes of shards copied to the remote tier.", st.DrainedBytes.Load())
+	counter("ckptd_drained_stored_bytes_total", "The same as the remote tier keeps them, before parity.", st.StoredBytes.Load())
 	counter("ckptd_verified_bytes_total", "Bytes of shards read back from the remote tier.", st.VerifiedBytes.Load())
 	counter("ckptd_evicted_shards_total", "Local copies given up for room.", st.Evicted.Load())
 	counter("ckptd_quarantined_shards_total", "Local copies that failed a check.", st.Quarantined.Load())

@@ -20,6 +20,7 @@ func newPolicyCmd(a *app) *cobra.Command {
 
   layout=4+2          columns and parity of its shards on the remote tier
   unit=1MiB           stripe unit
+  compress=zstd|none  compress shards on their way to the remote tier, without loss
   drain=yes|no        keep sets on their nodes only
   verify=yes|no       stop at level remote
   replicas=N          extra nodes that hold each shard
@@ -93,6 +94,8 @@ func setPolicy(p *catalog.Policy, kv string) (err error) {
 		if v != "" {
 			p.Unit, err = parseSize(v)
 		}
+	case "compress":
+		p.Compress = v
 	case "drain":
 		p.NoDrain = no()
 	case "verify":
@@ -147,6 +150,7 @@ func printPolicy(w io.Writer, p catalog.Policy) {
 	table(w, func(row func(...any)) {
 		row("layout", or(p.Layout, def))
 		row("unit", or0(p.Unit > 0, size(p.Unit)))
+		row("compress", or(p.Compress, def))
 		row("drain", yesNo(!p.NoDrain))
 		row("verify", yesNo(!p.NoVerify))
 		row("replicas", p.Replicas)

@@ -118,7 +118,11 @@ func placeLine(p *catalog.Place) string {
 	if p == nil {
 		return "-"
 	}
-	return fmt.Sprintf("%s on %s", p.Layout, strings.Join(p.Targets, ","))
+	how := p.Layout
+	if p.Encoding != "" {
+		how += ", compressed to " + size(p.Size) + ","
+	}
+	return fmt.Sprintf("%s on %s", how, strings.Join(p.Targets, ","))
 }
 
 func badLine(bad string) string {

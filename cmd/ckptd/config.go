@@ -34,6 +34,7 @@ type settings struct {
 	Remote      []string `toml:"remote"`
 	Layout      string   `toml:"layout"`
 	Unit        string   `toml:"unit"`
+	Compress    string   `toml:"compress"`
 	DrainRate   string   `toml:"drain-rate"`
 	Arena       string   `toml:"arena"`
 	ArenaDir    string   `toml:"arena-dir"`
@@ -62,6 +63,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringArrayVar(&s.Remote, "remote", nil, "a remote target, may be repeated: "+remoteSyntax+"; none: to keep sets local (default three directories below DATA/targets)")
 	f.StringVar(&s.Layout, "layout", "", "data and parity columns of runs without a policy, as 4+2 (default by the number of targets)")
 	f.StringVar(&s.Unit, "unit", "1MiB", "stripe unit")
+	f.StringVar(&s.Compress, "compress", "", "zstd: compress shards of runs without a policy on their way to the remote tier, without loss (default none)")
 	f.StringVar(&s.DrainRate, "drain-rate", "", "most bytes a second that the drain and verification may move (default no limit)")
 	f.StringVar(&s.Arena, "arena", "", "shared memory for saves (default a quarter of memory, at most 8GiB)")
 	f.StringVar(&s.ArenaDir, "arena-dir", "", "directory of the arena, on a tmpfs (default below /dev/shm)")

@@ -122,7 +122,10 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 	}
 	cfg.Version, cfg.Socket, cfg.Data, cfg.Log = version, s.Socket, s.Data, log
 	cfg.Listen, cfg.TLSCert, cfg.TLSKey, cfg.TLSCA, cfg.Insecure = s.Listen, s.TLSCert, s.TLSKey, s.TLSCA, s.Insecure
-	cfg.Layout, cfg.MaxSessions = s.Layout, s.MaxSessions
+	cfg.Layout, cfg.MaxSessions, cfg.Compress = s.Layout, s.MaxSessions, s.Compress
+	if err := (&catalog.Policy{Compress: s.Compress}).Check(); err != nil {
+		return cfg, fmt.Errorf("--%w", err)
+	}
 	if cfg.Unit, err = parseSize("unit", s.Unit); err != nil {
 		return cfg, err
 	}
