@@ -34,6 +34,9 @@ type world struct {
 }
 
 func newWorld(n int, opt remotetier.Options) *world {
+	if opt.Traffic.Linger == 0 {
+		opt.Traffic.Linger = 1 // these tests read, and check at once what they have read
+	}
 	w := &world{}
 	var infos []remotetier.TargetInfo
 	for i := range n {

@@ -30,7 +30,8 @@ func (d *Dir) CheckColumn(ctx context.Context, key remotetier.Key, pace remoteti
 		return remotetier.ColumnInfo{}, err
 	}
 	defer r.Close()
-	return remotetier.CheckReader(ctx, r, vfs.AlignedBuffer(checkBuffer), pace)
+	room := min(checkBuffer, (r.Size()/stripe.Block+1)*stripe.Block) // most columns of a run's records are small
+	return remotetier.CheckReader(ctx, r, vfs.AlignedBuffer(int(room)), pace)
 }
 
 // check is CheckColumn of a part, for a client.

@@ -8,6 +8,7 @@ import (
 	"math/rand"
 	randv2 "math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/localtier/vfs"
@@ -15,6 +16,7 @@ import (
 	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/remotetier/stripe"
 	"github.com/ckptd/ckptd/remotetier/target"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 // dirs opens n targets of one file system.
@@ -29,7 +31,7 @@ func dirs(fsys vfs.FS, n int) ([]*target.Dir, *remotetier.Tier, error) {
 		all = append(all, d)
 		infos = append(infos, remotetier.TargetInfo{Target: d})
 	}
-	return all, remotetier.New(infos, remotetier.Options{}), nil
+	return all, remotetier.New(infos, remotetier.Options{Traffic: traffic.Options{Linger: time.Nanosecond}}), nil
 }
 
 // state of an item: absent, maybe (begun, not acknowledged), durable.
