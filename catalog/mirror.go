@@ -29,6 +29,7 @@ type mirror struct {
 		keys    map[string]func() // key -> what to do when it is deleted
 		watches map[chan SetRecord]watch
 		bad     map[string]bool // keys whose record could not be read; what it said before stays
+		targets targetMirror
 	}
 }
 
@@ -40,6 +41,7 @@ func (m *mirror) init() {
 	m.mu.sets = make(map[Run]map[SetID]*SetRecord)
 	m.mu.nodes = make(map[string]*NodeRecord)
 	m.mu.keys = make(map[string]func())
+	m.mu.targets.init()
 }
 
 // Run keeps the mirror up to date until ctx ends. After the store was away it
@@ -90,6 +92,9 @@ func (c *Catalog) follow(ctx context.Context) error {
 				}
 			}
 			seen = nil
+			if !m.mu.synced {
+				m.mu.targets.tell() // that there is no map is news too
+			}
 			m.mu.synced, m.mu.whole = true, true
 		} else {
 			if seen != nil {
@@ -134,6 +139,12 @@ func (m *mirror) apply(rec Record) {
 		if err = decode(rec, n); err == nil {
 			m.mu.nodes[n.Name] = n
 			m.mu.keys[rec.Key] = func() { delete(m.mu.nodes, n.Name) }
+		}
+	}
+	if kind == targetMapKey || kind == targetStatusPrefix {
+		var drop func()
+		if drop, err = m.mu.targets.apply(rec); err == nil {
+			m.mu.keys[rec.Key] = drop
 		}
 	}
 	if err != nil {

@@ -196,10 +196,20 @@ type NodeRecord struct {
 	Used     int64     `json:"used"`     // bytes
 	Backlog  int64     `json:"backlog"`  // bytes committed and not yet remote
 	Trouble  []string  `json:"trouble,omitempty"`
+
+	Follows       int64          `json:"follows,omitempty"`        // version of the target map it uses; 0: none
+	Targets       []TargetStatus `json:"targets,omitempty"`        // those its flags name and nobody else speaks for
+	Unreached     []string       `json:"unreached,omitempty"`      // targets it uses and cannot reach, the first of them
+	UnreachedMore int            `json:"unreached_more,omitempty"` // how many more
 }
 
 // valid says whether the record may stand under key.
-func (n *NodeRecord) valid(key string) error { return ofKey(key, nodeKey(n.Name)) }
+func (n *NodeRecord) valid(key string) error {
+	if len(n.Targets) > MaxTargets || len(n.Unreached) > MaxTargets {
+		return errors.New("more targets than a map holds")
+	}
+	return ofKey(key, nodeKey(n.Name))
+}
 
 // Event is one line of a set's story.
 type Event struct {

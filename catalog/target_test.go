@@ -268,3 +268,47 @@ func TestPolicyOfRemote(t *testing.T) {
 		wantClass(t, fmt.Sprintf("%+v", bad), c.SetPolicy(t.Context(), "a", bad, t0), catalog.ErrInvalid)
 	}
 }
+
+// The mirror follows the map and the statuses, and says when the map changes.
+func TestKnownTargets(t *testing.T) {
+	c, f := open(t)
+	_, known, changed := c.KnownTargets()
+	if known {
+		t.Error("known before anything was seen")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	<-changed // an empty store is news too
+	m, known, changed := c.KnownTargets()
+	if !known || m.Version != 0 {
+		t.Errorf("an empty store: %+v, known %v", m, known)
+	}
+	must(register(t, c, tgt("a", "id", "p"), false))(t)
+	<-changed
+	m, _, changed = c.KnownTargets()
+	if m.Version != 1 || m.Find("a", "") == nil {
+		t.Errorf("after one registered: %+v", m)
+	}
+	if err := c.PutTargetStatus(t.Context(), catalog.TargetStatus{Name: "a", Claim: "p"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.KnownTargetStatuses(); len(got) != 1 || got[0].Beat != 1 {
+		t.Errorf("statuses %+v", got)
+	}
+	select {
+	case <-changed:
+		t.Error("a heartbeat changed the map")
+	default:
+	}
+	rec := must(f.Get(t.Context(), "targets"))(t)
+	must(f.Swap(t.Context(), "targets", rec.Rev, nil))(t)
+	<-changed
+	if m, _, _ := c.KnownTargets(); m.Version != 0 || len(m.Targets) != 0 {
+		t.Errorf("after it was deleted: %+v", m)
+	}
+}

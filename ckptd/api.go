@@ -156,6 +156,8 @@ func (n *Node) routes(h *server.Hertz, network bool) {
 	r.get("/v1/watch", n.getWatch)
 	r.get("/v1/nodes", n.getNodes)
 	r.get("/v1/targets", n.getTargets)
+	r.post("/v1/targets/add", n.postTargetAdd)
+	r.post("/v1/targets/remove", n.postTargetRemove)
 	r.get("/v1/policy", n.getPolicy)
 	r.post("/v1/policy", n.postPolicy)
 	r.post("/v1/attach", n.postAttach)

@@ -89,6 +89,7 @@ func (n *Node) coordinateUntilError(ctx context.Context) error {
 	c := newCoordinator(n)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.dropIndexes(ctx) })
+	g.Go(func() error { return n.judgeTargets(ctx) })
 	changes := make(chan *catalog.PartRecord, 1024)
 	g.Go(func() error {
 		return n.cat.WatchParts(ctx, func(p *catalog.PartRecord, _ bool) error {

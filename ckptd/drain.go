@@ -63,6 +63,12 @@ func (n *Node) drainOnce(ctx context.Context) error {
 	}
 	failed := make(map[key]bool)
 	var errs []error
+	if len(n.remote.Pools()) == 0 {
+		if owed := len(n.drainPlan()); owed > 0 {
+			return fmt.Errorf("drain: %w: the remote tier has no targets yet, and %d shards wait for one; start `ckptd target --nats`, or give --remote", catalog.ErrUnavailable, owed)
+		}
+		return nil
+	}
 	for {
 		var job *drainJob
 		for _, j := range n.drainPlan() {
@@ -145,7 +151,7 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 	if place, ok := statedRemote(s.Rank, s.Root, parts); ok { // a rebuild found it, and said so for another node
 		return n.stateDrained(ctx, set, s, place)
 	}
-	layout, err := n.layout(set.Run)
+	layout, pool, err := n.layout(set.Run)
 	if err != nil {
 		return err
 	}
@@ -168,7 +174,7 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 			out, encoding = spool.Blob(), planes.Encoding
 		}
 	}
-	place, err := n.remote.Put(ctx, name, rawBlob{out, out.Raw()}, layout)
+	place, err := n.remote.Pool(pool).Put(ctx, name, rawBlob{out, out.Raw()}, layout)
 	if errors.Is(err, catalog.ErrCorrupt) {
 		return n.localBad(ctx, set.SetID, s.Rank, err)
 	} else if err != nil {

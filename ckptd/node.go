@@ -51,6 +51,8 @@ type Config struct {
 	Incomplete  time.Duration // abort sets still writing after this, default 1 h
 	LeaseTTL    time.Duration // of the coordinator, default 3 s
 	Heartbeat   time.Duration // of the node's record, default 5 s
+	Probe       time.Duration // between two looks at each target, default 5 s
+	TargetDown  time.Duration // a target that nobody reached for so long is down, default 30 s
 	NATS        string        // for status: "embedded" or a URL
 	Data        string        // for status
 	Log         *slog.Logger  // nil: slog.Default()
@@ -66,6 +68,8 @@ func (c Config) withDefaults() Config {
 	def(&c.Incomplete, time.Hour)
 	def(&c.LeaseTTL, 3*time.Second)
 	def(&c.Heartbeat, 5*time.Second)
+	def(&c.Probe, 5*time.Second)
+	def(&c.TargetDown, 30*time.Second)
 	if c.MaxSessions == 0 {
 		c.MaxSessions = 4096
 	}
@@ -85,6 +89,7 @@ type Tiers struct {
 	Local   *localtier.Tier
 	Arena   *localtier.Arena
 	Remote  *remotetier.Tier // nil: sets stay local
+	Targets Targets          // where those of Remote come from
 }
 
 // Node is one daemon.
@@ -118,7 +123,7 @@ type Node struct {
 		of map[restore.ShardRef]int
 	}
 	recalled atomic.Bool   // see recall
-	targets  int           // of the remote tier
+	tgt      targetUse     // of the remote tier
 	stopping chan struct{} // closed when Run ends: long answers end
 }
 
@@ -136,8 +141,11 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	n.elector = catalog.Elector{Catalog: t.Catalog, Node: cfg.Name, TTL: cfg.LeaseTTL}
 	n.trouble.lines = make(map[string]string)
 	n.stopping = make(chan struct{})
-	if t.Remote != nil {
-		n.targets = len(t.Remote.Targets(context.Background()))
+	n.tgt.init(t.Targets)
+	if t.Remote != nil && n.tgt.dynamic() { // the flags' own, before the map is known
+		if err := n.useTargets(context.Background(), catalog.TargetMap{}, false); err != nil {
+			return nil, err
+		}
 	}
 	n.reading.of = make(map[restore.ShardRef]int)
 	n.flight = restore.NewFlight(restore.FlightOptions{Memory: flightMemory, Alone: n.alone})
@@ -175,6 +183,8 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.loop(ctx, "collect", n.kickCollect, 10*time.Second, n.collectOnce) })
 	g.Go(func() error { return n.loop(ctx, "heartbeat", nil, n.cfg.Heartbeat, n.beat) })
 	g.Go(func() error { return n.follow(ctx) })
+	g.Go(func() error { return n.followTargets(ctx) })
+	g.Go(func() error { return n.probeTargets(ctx) })
 	g.Go(func() error { return n.campaign(ctx) })
 	for _, serve := range servers {
 		g.Go(func() error { return serve(ctx) })
@@ -184,7 +194,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
-	return err
+	return errors.Join(err, n.closeTargets())
 }
 
 // flightMemory bounds what the fetches of one node share, in bytes.
@@ -274,10 +284,12 @@ func (n *Node) event(ctx context.Context, id catalog.SetID, what, format string,
 func (n *Node) beat(ctx context.Context) error {
 	u := n.local.Usage()
 	_, bytes := n.inv.backlog()
-	return n.cat.PutNode(ctx, catalog.NodeRecord{
+	r := catalog.NodeRecord{
 		Name: n.cfg.Name, Addr: n.cfg.Listen, Started: n.started, Seen: time.Now(),
 		Capacity: u.Quota, Used: u.Used, Backlog: bytes, Trouble: n.troubles(),
-	})
+	}
+	n.tellTargets(&r)
+	return n.cat.PutNode(ctx, r)
 }
 
 // alive says whether a node's heartbeat is recent.

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
-	"github.com/ckptd/ckptd/remotetier/stripe"
 )
 
 // Beside the shards, each tier keeps a copy of the set's record (set.json) and
@@ -133,11 +132,11 @@ func (n *Node) copyRun(ctx context.Context, run catalog.Run, remote bool) error 
 // putSmall keeps a small blob on as many targets as the run's layout may lose,
 // and one more.
 func (n *Node) putSmall(ctx context.Context, run catalog.Run, name string, b []byte) (catalog.Place, error) {
-	layout, err := n.layout(run)
+	layout, pool, err := n.layout(run)
 	if err != nil {
 		return catalog.Place{}, err
 	}
-	return n.remote.PutSmall(ctx, name, b, layout.M+1)
+	return n.remote.Pool(pool).PutSmall(ctx, name, b, layout.M+1)
 }
 
 // getSmall reads a small blob. whole says that all its copies are there and no
@@ -155,44 +154,6 @@ func (n *Node) getSmall(ctx context.Context, name string) (b []byte, whole bool)
 		generations++
 	}
 	return b, generations == 1
-}
-
-// layout is how a run's shards are striped.
-func (n *Node) layout(run catalog.Run) (stripe.Layout, error) {
-	spec, unit := n.cfg.Layout, n.cfg.Unit
-	if r, ok := n.cat.KnownRun(run); ok {
-		if r.Policy.Layout != "" {
-			spec = r.Policy.Layout
-		}
-		if r.Policy.Unit != 0 {
-			unit = r.Policy.Unit
-		}
-	}
-	if spec == "" {
-		spec = defaultLayout(n.targets)
-	}
-	l, err := stripe.Parse(spec)
-	if err != nil {
-		return l, fmt.Errorf("layout of run %s: %w", run, err)
-	}
-	l.Unit = unit
-	return l, nil
-}
-
-// defaultLayout by the number of targets: as wide as they allow while any one
-// (two from six on) may be lost.
-func defaultLayout(targets int) string {
-	switch {
-	case targets >= 10:
-		return "8+2"
-	case targets >= 6:
-		return "4+2"
-	case targets >= 3:
-		return "2+1"
-	case targets == 2:
-		return "1+1"
-	}
-	return "1+0"
 }
 
 // holds says whether this node keeps anything of the set.

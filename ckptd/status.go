@@ -13,7 +13,6 @@ import (
 	"github.com/cloudwego/hertz/pkg/app"
 
 	"github.com/ckptd/ckptd/catalog"
-	"github.com/ckptd/ckptd/remotetier/stripe"
 	"github.com/ckptd/ckptd/sdk/wire"
 )
 
@@ -36,14 +35,11 @@ func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
 	s.Remote.Targets = []wire.Target{}
 	s.Trouble = append(s.Trouble, n.troubles()...)
 	if n.remote != nil {
-		s.Remote.Layout = n.cfg.Layout
-		if s.Remote.Layout == "" {
-			s.Remote.Layout = defaultLayout(n.targets)
-		}
-		s.Remote.Targets = n.targetRows(ctx)
+		s.Remote.Layout = n.defaultSpec("")
+		s.Remote.Targets = n.usedRows(ctx)
 		for _, t := range s.Remote.Targets {
-			if t.Err != "" {
-				s.Trouble = append(s.Trouble, fmt.Sprintf("target %s: %s", t.Name, t.Err))
+			if t.Trouble != "" && !t.State.Kept() {
+				s.Trouble = append(s.Trouble, fmt.Sprintf("target %s: %s", t.Name, t.Trouble))
 			}
 		}
 	}
@@ -66,26 +62,6 @@ func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
 	return reply(c, s)
 }
 
-func (n *Node) targetRows(ctx context.Context) []wire.Target {
-	rows := []wire.Target{}
-	for _, t := range n.remote.Targets(ctx) {
-		row := wire.Target{Name: t.Name, Domain: t.Domain, Total: t.Space.Total, Free: t.Space.Free}
-		if t.Err != nil {
-			row.Err = t.Err.Error()
-		}
-		rows = append(rows, row)
-	}
-	return rows
-}
-
-func (n *Node) getTargets(ctx context.Context, c *app.RequestContext) error {
-	rows := []wire.Target{}
-	if n.remote != nil {
-		rows = n.targetRows(ctx)
-	}
-	return reply(c, map[string]any{"targets": rows})
-}
-
 func (n *Node) getNodes(ctx context.Context, c *app.RequestContext) error {
 	nodes, err := n.cat.Nodes(ctx)
 	if err != nil {
@@ -96,29 +72,6 @@ func (n *Node) getNodes(ctx context.Context, c *app.RequestContext) error {
 		rows = append(rows, wire.Node{NodeRecord: r, Alive: n.alive(r)})
 	}
 	return reply(c, map[string]any{"nodes": rows})
-}
-
-// checkPolicy refuses what could never be carried out.
-func (n *Node) checkPolicy(p catalog.Policy) error {
-	if p.Layout != "" {
-		l, err := stripe.Parse(p.Layout)
-		if err != nil {
-			return err
-		}
-		if n.remote != nil && l.K+l.M > n.targets {
-			return fmt.Errorf("layout %s: %w: it needs %d targets, there are %d", p.Layout, catalog.ErrInvalid, l.K+l.M, n.targets)
-		}
-		if p.Unit != 0 {
-			l.Unit = p.Unit
-			if err := l.Check(); err != nil {
-				return err
-			}
-		}
-	}
-	if p.Replicas != 0 {
-		return fmt.Errorf("replicas: %w: copies on other nodes are not made yet; leave it 0", catalog.ErrInvalid)
-	}
-	return p.Check()
 }
 
 // getMetrics is the Prometheus text format, version 0.0.4.

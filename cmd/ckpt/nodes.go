@@ -33,27 +33,3 @@ func (a *app) printNodes(w io.Writer, nodes []wire.Node) {
 		}
 	})
 }
-
-func newTargetCmd(a *app) *cobra.Command {
-	return group("target", "The places of the remote tier", &cobra.Command{
-		Use: "ls", Short: "Every target with its room", Args: args(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(cmd.Context(), func(c *ckpt.Client) error {
-				targets, err := c.Targets(cmd.Context())
-				if err != nil {
-					return err
-				}
-				return a.print(map[string]any{"targets": nonNil(targets)}, func(w io.Writer) { printTargets(w, targets) })
-			})
-		},
-	})
-}
-
-func printTargets(w io.Writer, targets []wire.Target) {
-	table(w, func(row func(...any)) {
-		row("TARGET", "DOMAIN", "FREE", "TOTAL", "TROUBLE")
-		for _, t := range targets {
-			row(t.Name, or(t.Domain, "-"), size(t.Free), size(t.Total), t.Err)
-		}
-	})
-}

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"strconv"
 	"strings"
 	"time"
@@ -13,37 +16,52 @@ import (
 	"github.com/ckptd/ckptd/sdk/wire"
 )
 
+// policyKeys are the parts of a policy: each is KEY=VALUE and --KEY VALUE.
+var policyKeys = []struct{ key, value, help string }{
+	{"layout", "K+M", "columns and parity of its shards on the remote tier, as 4+2"},
+	{"unit", "SIZE", "stripe unit, as 1MiB"},
+	{"remote", "POOL", "pool of targets that new shards go to: a group of stripe targets, or a posix or s3 engine"},
+	{"compress", "zstd|none", "compress shards on their way to the remote tier, without loss"},
+	{"drain", "yes|no", "no: keep sets on their nodes only"},
+	{"verify", "yes|no", "no: stop at level remote"},
+	{"replicas", "N", "extra nodes that hold each shard"},
+	{"incomplete", "TIME", "abort a set still being written after this time, as 2h"},
+	{"keep-last", "N", "keep this many newest sets"},
+	{"keep-every", "STEPS", "keep sets whose step is divisible by this"},
+	{"keep-within", "TIME", "keep sets committed less than this long ago, as 7d"},
+	{"keep-best", "METRIC[:min|max]", "keep the best set by a metric"},
+	{"keep-level", "LEVEL", "only sets at this level or safer count for keep-last"},
+}
+
 func newPolicyCmd(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use: "policy RUN [set KEY=VALUE...]", Short: "Replication, layout and retention of a run", Args: args(1, -1),
-		Long: `Prints the policy of a run, or changes parts of it:
-
-  layout=4+2          columns and parity of its shards on the remote tier
-  unit=1MiB           stripe unit
-  compress=zstd|none  compress shards on their way to the remote tier, without loss
-  drain=yes|no        keep sets on their nodes only
-  verify=yes|no       stop at level remote
-  replicas=N          extra nodes that hold each shard
-  incomplete=2h       abort a set still being written after this time
-  keep-last=N  keep-every=STEPS  keep-within=7d  keep-best=METRIC[:min|max]  keep-level=LEVEL
-
-KEY= gives the node's default back.`,
-		ValidArgsFunction: a.completeRun,
+	var help strings.Builder
+	for _, k := range policyKeys {
+		fmt.Fprintf(&help, "  %-28s %s\n", k.key+"="+k.value, k.help)
+	}
+	cmd := &cobra.Command{
+		Use: "policy RUN [set KEY=VALUE... | set --KEY VALUE...]", Short: "Replication, layout and retention of a run", Args: args(1, -1),
+		Long:              "Prints the policy of a run, or changes parts of it:\n\n" + help.String() + "\nKEY= gives the node's default back.",
+		ValidArgsFunction: a.completePolicy,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 && (args[1] != "set" || len(args) == 2) {
+			changes := policyChanges(cmd, args)
+			switch {
+			case len(args) > 1 && (args[1] != "set" || len(changes) == 0), len(args) == 1 && len(changes) > 0:
 				return usage("it is: %s", cmd.UseLine())
 			}
 			return a.with(cmd.Context(), func(c *ckpt.Client) error {
 				p, err := c.Policy(cmd.Context(), args[0])
+				if len(changes) > 0 && errors.Is(err, fs.ErrNotExist) { // a run may have a policy before its first launch
+					p, err = catalog.Policy{}, nil
+				}
 				if err != nil {
 					return err
 				}
-				if len(args) > 1 {
-					for _, kv := range args[2:] {
-						if err := setPolicy(&p, kv); err != nil {
-							return err
-						}
+				for _, kv := range changes {
+					if err := setPolicy(&p, kv); err != nil {
+						return err
 					}
+				}
+				if len(changes) > 0 {
 					if p, err = c.SetPolicy(cmd.Context(), args[0], p); err != nil {
 						return err
 					}
@@ -52,6 +70,39 @@ KEY= gives the node's default back.`,
 			})
 		},
 	}
+	for _, k := range policyKeys {
+		cmd.Flags().String(k.key, "", "`"+k.value+"`: "+k.help)
+	}
+	return cmd
+}
+
+// policyChanges gives what is to be set as KEY=VALUE, from both ways to say it.
+func policyChanges(cmd *cobra.Command, args []string) (changes []string) {
+	changes = append(changes, args[min(len(args), 2):]...)
+	for _, k := range policyKeys {
+		if f := cmd.Flags().Lookup(k.key); f.Changed {
+			changes = append(changes, k.key+"="+f.Value.String())
+		}
+	}
+	return changes
+}
+
+// completePolicy offers runs, then set, then the keys.
+func (a *app) completePolicy(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	var words []string
+	switch {
+	case len(args) == 0:
+		return a.completeRun(cmd, args, prefix)
+	case len(args) == 1:
+		return []string{"set"}, cobra.ShellCompDirectiveNoFileComp
+	case args[1] == "set":
+		for _, k := range policyKeys {
+			if word := k.key + "="; strings.HasPrefix(word, prefix) {
+				words = append(words, word)
+			}
+		}
+	}
+	return words, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
 // setPolicy changes one field.
@@ -94,6 +145,8 @@ func setPolicy(p *catalog.Policy, kv string) (err error) {
 		if v != "" {
 			p.Unit, err = parseSize(v)
 		}
+	case "remote":
+		p.Remote = v
 	case "compress":
 		p.Compress = v
 	case "drain":
@@ -150,6 +203,7 @@ func printPolicy(w io.Writer, p catalog.Policy) {
 	table(w, func(row func(...any)) {
 		row("layout", or(p.Layout, def))
 		row("unit", or0(p.Unit > 0, size(p.Unit)))
+		row("remote", or(p.Remote, "(the default pool)"))
 		row("compress", or(p.Compress, def))
 		row("drain", yesNo(!p.NoDrain))
 		row("verify", yesNo(!p.NoVerify))

@@ -84,10 +84,14 @@ func TestPrints(t *testing.T) {
 		a.printNodes(w, []wire.Node{{NodeRecord: catalog.NodeRecord{Name: "n1", Seen: ago(2 * time.Second), Used: 1 << 30, Capacity: 1 << 40, Addr: "10.0.0.1:7070"}, Alive: true}, {NodeRecord: catalog.NodeRecord{Name: "n2", Seen: ago(72 * time.Hour), Trouble: []string{"disk", "clock"}}}})
 	})
 	golden(t, "targets", func(w io.Writer) {
-		printTargets(w, []wire.Target{{Name: "t0", Domain: "rack1", Free: 1 << 40, Total: 1 << 41}, {Name: "t1", Err: "connection refused"}})
+		a.printTargets(w, []wire.Target{
+			{Name: "t0", State: catalog.TargetUp, Domain: "rack1", Scheme: "tcp", Addrs: []string{"10.0.0.1:7000", "10.1.0.1:7000"}, Free: 1 << 40, Total: 1 << 41, Columns: 1200, Latency: 0.00031, Seen: ago(2 * time.Second)},
+			{Name: "t1", State: catalog.TargetDown, Pool: "fast", Scheme: "tls", Addrs: []string{"10.0.0.2:7000"}, Columns: -1, Errors: 3, Err: "connection refused", Trouble: "down: nobody reaches it: connection refused"},
+			{Name: "t2", Node: "n1", Scheme: "dir", Addrs: []string{"/data/t2"}, Columns: -1, Free: 1 << 20, Total: 1 << 40, Full: true, Trouble: "full: new columns go elsewhere"},
+		})
 	})
 	golden(t, "policy", func(w io.Writer) {
-		printPolicy(w, catalog.Policy{Layout: "4+2", Unit: 1 << 20, NoVerify: true, Replicas: 1, Incomplete: time.Hour,
+		printPolicy(w, catalog.Policy{Layout: "4+2", Unit: 1 << 20, NoVerify: true, Remote: "lustre", Compress: "zstd", Replicas: 1, Incomplete: time.Hour,
 			Retention: catalog.Retention{KeepLast: 3, KeepEvery: 1000, KeepWithin: 7 * 24 * time.Hour, KeepBest: "loss:min", KeepLevel: catalog.Remote}})
 	})
 	half := 0.5
@@ -106,7 +110,7 @@ func statusOf(ago func(time.Duration) time.Time) *wire.Status {
 	s.Local.Used, s.Local.Quota, s.Local.Free = 5<<30, 1<<40, 7<<30
 	s.Local.Disks = []wire.Disk{{Dir: "/d0", Used: 5 << 30, Free: 7 << 30}, {Dir: "/d1", Err: "read-only"}}
 	s.Remote.Layout = "4+2"
-	s.Remote.Targets = []wire.Target{{Name: "t0", Free: 1 << 40, Total: 1 << 41}, {Name: "t1", Domain: "rack2", Err: "gone"}}
+	s.Remote.Targets = []wire.Target{{Name: "t0", Free: 1 << 40, Total: 1 << 41}, {Name: "t1", Domain: "rack2", Err: "gone"}, {Name: "t2", Pool: "fast", Free: 1, Total: 1 << 40, State: catalog.TargetDraining, Trouble: "draining: its columns move away"}}
 	s.Backlog.Drain, s.Backlog.DrainBytes = 3, 3<<30
 	return s
 }

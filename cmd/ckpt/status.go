@@ -84,8 +84,15 @@ func targetLine(t wire.Target) string {
 	if t.Domain != "" {
 		line += " in " + t.Domain
 	}
-	if t.Err != "" {
-		return line + ": " + t.Err
+	if t.Pool != "" {
+		line += " of pool " + t.Pool
 	}
-	return fmt.Sprintf("%s: %s free of %s", line, size(t.Free), size(t.Total))
+	if t.Err != "" {
+		return line + ": " + or(t.Trouble, t.Err)
+	}
+	line = fmt.Sprintf("%s: %s free of %s", line, size(t.Free), size(t.Total))
+	if t.Trouble != "" {
+		line += ", " + t.Trouble
+	}
+	return line
 }

@@ -42,6 +42,8 @@ type settings struct {
 	MaxSessions int      `toml:"max-sessions"`
 	Grace       string   `toml:"grace"`
 	Incomplete  string   `toml:"incomplete"`
+	TargetProbe string   `toml:"target-probe"`
+	TargetDown  string   `toml:"target-down"`
 	AllowUIDs   []string `toml:"allow-uids"`
 	LogLevel    string   `toml:"log-level"`
 }
@@ -60,7 +62,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.NATS, "nats", "", "URL of NATS servers with JetStream, separated by commas (default a server inside the daemon)")
 	f.StringVar(&s.NATSListen, "nats-listen", "", "HOST:PORT where the server inside the daemon takes other nodes")
 	f.StringVar(&s.NATSCreds, "nats-creds", "", "credentials file for --nats")
-	f.StringArrayVar(&s.Remote, "remote", nil, "a remote target, may be repeated: "+remoteSyntax+"; none: to keep sets local (default three directories below DATA/targets)")
+	f.StringArrayVar(&s.Remote, "remote", nil, "a remote target, may be repeated: "+remoteSyntax+"; catalog: those that are registered in the catalog; none: to keep sets local (default three directories below DATA/targets)")
 	f.StringVar(&s.Layout, "layout", "", "data and parity columns of runs without a policy, as 4+2 (default by the number of targets)")
 	f.StringVar(&s.Unit, "unit", "1MiB", "stripe unit")
 	f.StringVar(&s.Compress, "compress", "", "zstd: compress shards of runs without a policy on their way to the remote tier, without loss (default none)")
@@ -71,6 +73,8 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.IntVar(&s.MaxSessions, "max-sessions", 4096, "connections of SDKs at one time")
 	f.StringVar(&s.Grace, "grace", "5m", "time between a prune and the removal of bytes")
 	f.StringVar(&s.Incomplete, "incomplete", "1h", "abort sets still being written after this long")
+	f.StringVar(&s.TargetProbe, "target-probe", "5s", "time between two looks at each target; two without an answer make it suspect")
+	f.StringVar(&s.TargetDown, "target-down", "30s", "a target that nobody reached for so long is down: what it held is rebuilt elsewhere")
 	f.StringSliceVar(&s.AllowUIDs, "allow-uid", nil, "user id that may use the socket besides the daemon's own and root, may be repeated")
 	f.StringVar(&s.LogLevel, "log-level", "info", "debug, info, warn or error")
 }

@@ -4,165 +4,127 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
-
-	"golang.org/x/sync/errgroup"
+	"sync"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/ckptd"
 	"github.com/ckptd/ckptd/localtier/vfs"
-	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/remotetier/fabric/tcp"
 	"github.com/ckptd/ckptd/remotetier/target"
 )
 
-const remoteSyntax = "dir:PATH, tcp:HOST:PORT[+HOST:PORT…] or tls:HOST:PORT[+HOST:PORT…], then [,name=N][,domain=D][,weight=W]"
+// remoteSyntax is what --remote takes besides none and catalog.
+const remoteSyntax = catalog.TargetSyntax
 
-// remoteSpec is one --remote.
-type remoteSpec struct {
-	dir          string   // of a target in this process
-	addrs        []string // of one in another; more than one are ways to the same
-	tls          bool
-	name, domain string // empty: what the target says
-	weight       float64
-}
+// fromCatalog, as a --remote, stands for the targets of the catalog's map.
+const fromCatalog = "catalog"
 
-func parseRemote(specs []string, data string) ([]remoteSpec, error) {
+// parseRemote reads the flags: the targets that they name, and whether those
+// of the catalog's map are used too. nil is none at all.
+func parseRemote(specs []string, data, node string) (given []catalog.TargetRecord, follow bool, err error) {
 	if len(specs) == 0 {
 		for i := range 3 {
 			specs = append(specs, fmt.Sprintf("dir:%s,name=t%d", filepath.Join(data, "targets", fmt.Sprintf("t%d", i)), i))
 		}
 	}
 	if len(specs) == 1 && specs[0] == "none" {
-		return nil, nil
+		return nil, false, nil
 	}
-	var out []remoteSpec
 	for i, spec := range specs {
-		t, err := parseOneRemote(spec)
-		if err != nil {
-			return nil, err
-		}
-		if t.dir != "" && t.name == "" {
-			t.name = fmt.Sprintf("t%d", i)
-		}
-		if t.name != "" && slices.ContainsFunc(out, func(o remoteSpec) bool { return o.name == t.name }) {
-			return nil, fmt.Errorf("--remote %q: %w: another target has this name", spec, catalog.ErrInvalid)
-		}
-		out = append(out, t)
-	}
-	return out, nil
-}
-
-func parseOneRemote(spec string) (t remoteSpec, err error) {
-	bad := func(why string) (remoteSpec, error) {
-		return t, fmt.Errorf("--remote %q: %w: %s", spec, catalog.ErrInvalid, why)
-	}
-	kind, rest, _ := strings.Cut(spec, ":")
-	fields := strings.Split(rest, ",")
-	t = remoteSpec{weight: 1, tls: kind == "tls"}
-	switch kind {
-	case "dir":
-		if t.dir = fields[0]; t.dir == "" {
-			return bad("the path is empty")
-		}
-	case "tcp", "tls":
-		t.addrs = strings.Split(fields[0], "+")
-		for _, a := range t.addrs {
-			if host, port, err := net.SplitHostPort(a); err != nil || host == "" || port == "" {
-				return bad(fmt.Sprintf("%q is no HOST:PORT", a))
-			}
-		}
-	default:
-		return bad("want " + remoteSyntax + "; or none")
-	}
-	for _, f := range fields[1:] {
-		k, v, _ := strings.Cut(f, "=")
-		switch k {
-		case "name":
-			if remotetier.CheckTargetName(v) != nil {
-				return bad("a name is 1 to 64 letters, digits and any of -_.:@/")
-			}
-			t.name = v
-		case "domain":
-			t.domain = v
-		case "weight":
-			w, err := strconv.ParseFloat(v, 64)
-			if err != nil || w <= 0 {
-				return bad("weight is a number above 0")
-			}
-			t.weight = w
-		default:
-			return bad(fmt.Sprintf("%q is not known; name, domain and weight are", k))
-		}
-	}
-	return t, nil
-}
-
-// openTargets opens all targets, those over the network side by side: one that
-// is away costs the others nothing.
-func openTargets(ctx context.Context, specs []remoteSpec, s *settings, token string, log *slog.Logger, open *opened) ([]remotetier.TargetInfo, error) {
-	var conf *tls.Config
-	if slices.ContainsFunc(specs, func(t remoteSpec) bool { return t.tls }) {
-		var err error
-		if conf, err = clientTLS(s.TLSCert, s.TLSKey, s.TLSCA); err != nil {
-			return nil, err
-		}
-	}
-	infos := make([]remotetier.TargetInfo, len(specs))
-	var g errgroup.Group
-	for i, spec := range specs {
-		info := &infos[i]
-		info.Domain, info.Weight = spec.domain, spec.weight
-		if spec.dir != "" {
-			d, err := target.OpenDir(vfs.OS, spec.dir, spec.name)
-			if err != nil {
-				_ = g.Wait() // the first error is told
-				return nil, err
-			}
-			open.add(d)
-			info.Target = d
+		if spec == fromCatalog {
+			follow = true
 			continue
 		}
-		opt := tcp.Options{Token: token}
-		if spec.tls {
-			opt.TLS = conf
+		r, err := catalog.ParseTarget(spec)
+		if err != nil {
+			return nil, false, fmt.Errorf("--remote: %w; or catalog, or none", err)
 		}
-		g.Go(func() error {
-			r, err := target.Dial(ctx, tcp.New(opt), spec.addrs, target.RemoteOptions{Name: spec.name, Domain: spec.domain})
+		if r.By = node; r.Scheme == "dir" {
+			if r.Node = node; r.Name == "" {
+				r.Name = fmt.Sprintf("t%d", i)
+			}
+		}
+		if r.Name != "" && slices.ContainsFunc(given, func(o catalog.TargetRecord) bool { return o.Name == r.Name }) {
+			return nil, false, fmt.Errorf("--remote %q: %w: another target has this name", spec, catalog.ErrInvalid)
+		}
+		given = append(given, r)
+	}
+	return given, follow, nil
+}
+
+// opener opens targets: it knows the networks and engines, and package ckptd
+// does not.
+type opener struct {
+	s     *settings
+	token string
+	log   *slog.Logger
+	tls   func() (*tls.Config, error) // made once, when somebody needs it
+}
+
+func newOpener(s *settings, token string, log *slog.Logger) *opener {
+	return &opener{s: s, token: token, log: log, tls: sync.OnceValues(func() (*tls.Config, error) {
+		return clientTLS(s.TLSCert, s.TLSKey, s.TLSCA)
+	})}
+}
+
+// open opens one target. One over the network that has a name need not answer.
+func (o *opener) open(ctx context.Context, r catalog.TargetRecord) (ckptd.OpenTarget, error) {
+	switch r.Scheme {
+	case "dir":
+		return target.OpenDir(vfs.OS, r.Addrs[0], r.Name)
+	case "tcp", "tls":
+		opt := tcp.Options{Token: o.token}
+		if r.Scheme == "tls" {
+			var err error
+			if opt.TLS, err = o.tls(); err != nil {
+				return nil, err
+			}
+		}
+		return target.Dial(ctx, tcp.New(opt), r.Addrs, target.RemoteOptions{Name: r.Name, Domain: r.Domain})
+	}
+	return nil, fmt.Errorf("target %s: %w: this daemon cannot open a %s target", r.Name, catalog.ErrInvalid, r.Scheme)
+}
+
+// openGiven opens the targets that the flags name, those over the network side
+// by side: one that is away costs the others nothing.
+func (o *opener) openGiven(ctx context.Context, records []catalog.TargetRecord, open *opened) ([]ckptd.GivenTarget, error) {
+	given := make([]ckptd.GivenTarget, len(records))
+	errs := make([]error, len(records))
+	var wg sync.WaitGroup
+	for i, r := range records {
+		wg.Go(func() {
+			t, err := o.open(ctx, r)
 			if err != nil {
-				return fmt.Errorf("--remote: %w", err)
+				errs[i] = fmt.Errorf("--remote: %w", err)
+				return
 			}
-			info.Target, info.Domain = r, r.Domain()
-			if _, err := r.Space(ctx); err != nil {
-				log.Warn("a target is away; it is used when it is back", "target", r.Name(), "addrs", spec.addrs, "err", err)
-				if info.Domain == "" {
-					log.Warn("its failure domain is known after the next start of the daemon; domain= says it now", "target", r.Name())
-				}
+			r.Name = t.Name()
+			given[i] = ckptd.GivenTarget{Record: r, Target: t}
+			if _, err := t.Space(ctx); err != nil {
+				o.log.Warn("a target is away; it is used when it is back", "target", r.Name, "addrs", r.Addrs, "err", err)
 			}
-			return nil
 		})
 	}
-	err := g.Wait()
+	wg.Wait()
+	err := errors.Join(errs...)
 	seen := map[string]bool{}
-	for i := range infos {
-		r, ok := infos[i].Target.(*target.Remote)
-		if ok {
-			open.add(r)
+	for _, g := range given {
+		if g.Target == nil {
+			continue
 		}
-		if err == nil && seen[infos[i].Name()] {
-			err = fmt.Errorf("--remote: %w: two targets are named %q", catalog.ErrInvalid, infos[i].Name())
+		open.add(g.Target)
+		if err == nil && seen[g.Record.Name] {
+			err = fmt.Errorf("--remote: %w: two targets are named %q", catalog.ErrInvalid, g.Record.Name)
 		}
-		if err == nil {
-			seen[infos[i].Name()] = true
-		}
+		seen[g.Record.Name] = true
 	}
-	return infos, err
+	return given, err
 }
 
 // clientTLS is how targets are met: ca (default the system's) signs them, cert

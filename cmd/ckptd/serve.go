@@ -135,6 +135,12 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 	if cfg.Incomplete, err = parseDuration("incomplete", s.Incomplete); err != nil {
 		return cfg, err
 	}
+	if cfg.Probe, err = parseDuration("target-probe", s.TargetProbe); err != nil {
+		return cfg, err
+	}
+	if cfg.TargetDown, err = parseDuration("target-down", s.TargetDown); err != nil {
+		return cfg, err
+	}
 	for _, u := range s.AllowUIDs {
 		v, err := strconv.ParseUint(u, 10, 32)
 		if err != nil {
@@ -171,7 +177,7 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 	if err != nil {
 		return t, err
 	}
-	targets, err := parseRemote(s.Remote, s.Data)
+	records, follow, err := parseRemote(s.Remote, s.Data, cfg.Name)
 	if err != nil {
 		return t, err
 	}
@@ -192,12 +198,13 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 		return t, err
 	}
 	open.add(t.Local)
-	if len(targets) > 0 {
-		infos, err := openTargets(ctx, targets, s, cfg.Token, log, open)
-		if err != nil {
+	if len(records) > 0 || follow {
+		o := newOpener(s, cfg.Token, log)
+		t.Targets = ckptd.Targets{Follow: follow, Open: o.open, News: ckptd.NewTargetNews(log)}
+		if t.Targets.Given, err = o.openGiven(ctx, records, open); err != nil {
 			return t, err
 		}
-		t.Remote = remotetier.New(infos, remotetier.Options{Rate: rate})
+		t.Remote = remotetier.New(nil, remotetier.Options{Rate: rate, Trace: t.Targets.News.Trace()})
 	}
 	t.Catalog, err = openCatalog(ctx, s, cfg, log, open)
 	return t, err

@@ -378,29 +378,31 @@ func TestTargetRefusesBadFlags(t *testing.T) {
 }
 
 func TestParseRemote(t *testing.T) {
-	got, err := parseRemote([]string{
-		"dir:/a", "tcp:h1:7000,name=x,domain=rack1,weight=2", "tls:h2:7000+10.0.0.2:7000", "dir:/b,name=y",
-	}, "/data")
-	want := fmt.Sprint([]remoteSpec{
-		{dir: "/a", name: "t0", weight: 1},
-		{addrs: []string{"h1:7000"}, name: "x", domain: "rack1", weight: 2},
-		{addrs: []string{"h2:7000", "10.0.0.2:7000"}, tls: true, weight: 1},
-		{dir: "/b", name: "y", weight: 1},
+	got, follow, err := parseRemote([]string{"dir:/a", "tcp:h1:7000,name=x,domain=rack1,weight=2", "tls:h2:7000+10.0.0.2:7000", "dir:/b,name=y"}, "/data", "n1")
+	want := fmt.Sprint([]catalog.TargetRecord{
+		{Scheme: "dir", Addrs: []string{"/a"}, Name: "t0", Node: "n1", By: "n1"},
+		{Scheme: "tcp", Addrs: []string{"h1:7000"}, Name: "x", Domain: "rack1", Weight: 2, By: "n1"},
+		{Scheme: "tls", Addrs: []string{"h2:7000", "10.0.0.2:7000"}, By: "n1"},
+		{Scheme: "dir", Addrs: []string{"/b"}, Name: "y", Node: "n1", By: "n1"},
 	})
-	if err != nil || fmt.Sprint(got) != want {
-		t.Errorf("parseRemote = %v, %v, want %v", got, err, want)
+	if err != nil || follow || fmt.Sprint(got) != want {
+		t.Errorf("parseRemote = %v, %v, %v, want %v", got, follow, err, want)
 	}
-	if got, err := parseRemote(nil, "/data"); err != nil || len(got) != 3 || got[2].dir != "/data/targets/t2" {
+	if got, follow, err := parseRemote(nil, "/data", "n1"); err != nil || follow || len(got) != 3 || got[2].Addrs[0] != "/data/targets/t2" {
 		t.Errorf("the default is %v, %v", got, err)
 	}
-	for _, bad := range []string{
-		"", "dir:", "/a", "tcp:", "tcp:h1", "tcp::7000", "tcp:h1:", "tcp:h1:1+", "udp:h:1", "dir:/a,weight=0", "dir:/a,weight=x", "dir:/a,size=3", "tcp:h:1,name=", "tcp:h:1,name=a b", "none,name=x",
-	} {
-		if _, err := parseRemote([]string{bad}, ""); !errors.Is(err, catalog.ErrInvalid) {
+	if got, follow, err := parseRemote([]string{"none"}, "/data", "n1"); err != nil || follow || len(got) != 0 {
+		t.Errorf("none is %v, %v, %v", got, follow, err)
+	}
+	if got, follow, err := parseRemote([]string{"catalog", "dir:/a"}, "/data", "n1"); err != nil || !follow || len(got) != 1 {
+		t.Errorf("catalog and one more is %v, %v, %v", got, follow, err)
+	}
+	for _, bad := range []string{"", "dir:", "/a", "tcp:h1", "udp:h:1", "dir:/a,weight=0", "tcp:h:1,name=a b", "none,name=x", "catalog,name=x"} {
+		if _, _, err := parseRemote([]string{bad}, "", "n1"); !errors.Is(err, catalog.ErrInvalid) {
 			t.Errorf("--remote %q: %v, want ErrInvalid", bad, err)
 		}
 	}
-	if _, err := parseRemote([]string{"dir:/a,name=x", "tcp:h:1,name=x"}, ""); !errors.Is(err, catalog.ErrInvalid) {
+	if _, _, err := parseRemote([]string{"dir:/a,name=x", "tcp:h:1,name=x"}, "", "n1"); !errors.Is(err, catalog.ErrInvalid) {
 		t.Errorf("one name twice: %v", err)
 	}
 }

@@ -60,7 +60,8 @@ func NewMember(srv *Server, cat *catalog.Catalog, opt MemberOptions) *Member {
 	return m
 }
 
-// maxWait bounds the pause after the catalog could not be told.
+// maxWait bounds the pause after the catalog could not be told: who waits for
+// heartbeats after the catalog was away must not wait longer than between two.
 const maxWait = 15 * time.Second
 
 // maxRefusals is how often in a row the catalog must refuse before it counts:
@@ -109,7 +110,7 @@ func (m *Member) Run(ctx context.Context) error {
 			} else if refusals++; refusals == maxRefusals {
 				return err
 			}
-			backoff = min(max(2*backoff, 250*time.Millisecond), maxWait)
+			backoff = min(max(2*backoff, 250*time.Millisecond), max(m.opt.Every, 250*time.Millisecond), maxWait)
 			wait = backoff/2 + mrand.N(backoff)
 			if f := m.opt.Trace.Away; f != nil {
 				f(err, wait)

@@ -27,6 +27,8 @@ type RemoteOptions struct {
 type Remote struct {
 	client fabric.Client
 	puts   atomic.Uint64 // numbers them
+	busy   atomic.Int64  // exchanges in flight
+	last   atomic.Int64  // when the last one ended, in nanoseconds of the clock
 
 	mu struct {
 		sync.Mutex
@@ -120,6 +122,15 @@ func (r *Remote) Rails() []fabric.Rail { return r.client.Rails() }
 // Close ends the connections. What is being written is given up.
 func (r *Remote) Close() error { return r.client.Close() }
 
+// Idle says for how long nothing has been in flight; 0: something is. Whoever
+// replaces a Remote closes the old one when it is idle.
+func (r *Remote) Idle() time.Duration {
+	if r.busy.Load() > 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, r.last.Load()))
+}
+
 // do is one exchange.
 func (r *Remote) do(ctx context.Context, op *fabric.Op) error {
 	if err := ctx.Err(); err != nil {
@@ -130,6 +141,11 @@ func (r *Remote) do(ctx context.Context, op *fabric.Op) error {
 
 // ask is exchanges with the target, for what the context is for.
 func (r *Remote) ask(ctx context.Context, ops ...*fabric.Op) error {
+	r.busy.Add(1)
+	defer func() {
+		r.last.Store(time.Now().UnixNano())
+		r.busy.Add(-1)
+	}()
 	for _, op := range ops {
 		op.Request[1] = byte(traffic.ClassOf(ctx))
 	}

@@ -155,13 +155,21 @@ func (c *Client) Nodes(ctx context.Context) ([]wire.Node, error) {
 	return r.Nodes, nil
 }
 
-// Targets lists the places of the remote tier.
-func (c *Client) Targets(ctx context.Context) ([]wire.Target, error) {
-	r, err := get[struct{ Targets []wire.Target }](ctx, c, "/v1/targets", nil)
-	if err != nil {
-		return nil, err
-	}
-	return r.Targets, nil
+// Targets lists the places of the remote tier, with the version of the map
+// that they are members of.
+func (c *Client) Targets(ctx context.Context) (*wire.Targets, error) {
+	return get[wire.Targets](ctx, c, "/v1/targets", nil)
+}
+
+// AddTarget enters a target into the map; spec is as for ckptd serve --remote.
+func (c *Client) AddTarget(ctx context.Context, spec string) (*wire.Target, error) {
+	return post[wire.Target](ctx, c, "/v1/targets/add", wire.TargetAddRequest{Spec: spec})
+}
+
+// RemoveTarget takes a target out of the map: one that is drained, or by force.
+// node is only for a target that another node has to itself.
+func (c *Client) RemoveTarget(ctx context.Context, name, node string, force bool) (*wire.Target, error) {
+	return post[wire.Target](ctx, c, "/v1/targets/remove", wire.TargetRemoveRequest{Name: name, Node: node, Force: force})
 }
 
 // Watch gives sets as they change, of one run or ("") of all, until ctx ends

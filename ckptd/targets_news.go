@@ -1,0 +1,66 @@
+package ckptd
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier"
+)
+
+// TargetNews listens to a remote tier for what a node says about its targets.
+type TargetNews struct {
+	log *slog.Logger
+	mu  struct {
+		sync.Mutex
+		full map[string]bool // refused a column for want of room
+	}
+}
+
+// NewTargetNews makes a TargetNews.
+func NewTargetNews(log *slog.Logger) *TargetNews {
+	n := &TargetNews{log: log}
+	n.mu.full = make(map[string]bool)
+	return n
+}
+
+// Trace is what to give the tier.
+func (n *TargetNews) Trace() remotetier.Trace {
+	return remotetier.Trace{
+		TargetFailed: func(target, blob string, err error) {
+			n.log.Warn("a target was given up for a blob", "target", target, "blob", blob, "err", err)
+			if errors.Is(err, catalog.ErrNoSpace) {
+				n.setFull(target, true)
+			}
+		},
+		Degraded: func(blob string, column int, target string, err error) {
+			n.log.Warn("a column is missing or bad; the others are read", "blob", blob, "column", column, "target", target, "err", err)
+		},
+		Leftover: func(target, blob string, err error) {
+			n.log.Info("a column that should be gone is left for later", "target", target, "blob", blob, "err", err)
+		},
+	}
+}
+
+func (n *TargetNews) setFull(target string, full bool) {
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if full {
+		n.mu.full[target] = true
+	} else {
+		delete(n.mu.full, target)
+	}
+}
+
+func (n *TargetNews) isFull(target string) bool {
+	if n == nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.mu.full[target]
+}
