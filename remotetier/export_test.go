@@ -1,6 +1,8 @@
 package remotetier
 
 import (
+	"time"
+
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
 )
@@ -50,3 +52,21 @@ func Resum(col []byte) error {
 	}
 	return nil
 }
+
+// Health is the state machine of one target's operations.
+type Health struct{ h health }
+
+const (
+	Answers = answers
+	Moves   = moves
+)
+
+func (h *Health) OK(kind opKind, now time.Time)              { h.h.ok(kind, now) }
+func (h *Health) Fail(kind opKind, err error, now time.Time) { h.h.fail(kind, err, now) }
+func (h *Health) State() catalog.TargetState                 { return h.h.state() }
+func (h *Health) Rests(now time.Time) bool                   { return h.h.rests(now) }
+
+var (
+	Ill   = ill
+	Worse = worse
+)

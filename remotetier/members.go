@@ -20,6 +20,8 @@ type TargetInfo struct {
 	Weight float64             // its share of columns relative to the others, times how much of it is free; zero stands for 1, below zero takes no new ones
 	Pool   string              // a blob's columns go to targets of one pool; "" is the default one
 	State  catalog.TargetState // up: everything; suspect: written only when there is no better one; otherwise no new columns
+
+	watch *watched // set by the Tier
 }
 
 // members is the targets of a Tier at one time; it never changes.
@@ -30,10 +32,11 @@ type members struct {
 
 // SetTargets replaces the targets, while the Tier is in use: what runs goes on
 // with those it began with, except that a Reader opens a column on the target
-// that bears the name by then. ErrInvalid, and nothing changes, if two have
+// that bears the name by then. What was met of a target is remembered as long
+// as the same Target is among them. ErrInvalid, and nothing changes, if two have
 // one name, or one a name, pool or state that records cannot hold.
 func (t *Tier) SetTargets(targets []TargetInfo) error {
-	m := &members{all: slices.Clone(targets), byName: map[string]*TargetInfo{}}
+	m, before := &members{all: slices.Clone(targets), byName: map[string]*TargetInfo{}}, t.now.Load()
 	slices.SortFunc(m.all, func(a, b TargetInfo) int { return strings.Compare(a.Name(), b.Name()) })
 	for i := range m.all {
 		ti := &m.all[i]
@@ -53,6 +56,7 @@ func (t *Tier) SetTargets(targets []TargetInfo) error {
 			return fmt.Errorf("target %s: %w: the name is used twice", name, catalog.ErrInvalid)
 		}
 		m.byName[name] = ti
+		ti.Target, ti.watch = watch(ti.Target, before)
 	}
 	t.now.Store(m)
 	return nil
@@ -60,12 +64,15 @@ func (t *Tier) SetTargets(targets []TargetInfo) error {
 
 // TargetStatus is how a target looks now.
 type TargetStatus struct {
-	Name   string
-	Domain string
-	Pool   string
-	State  catalog.TargetState
-	Space  Space
-	Err    error // why it cannot be used, if so
+	Name    string
+	Domain  string
+	Pool    string
+	State   catalog.TargetState // the one it was given, or what this Tier has met if that is worse
+	Space   Space
+	Full    bool          // the last column that was to go there had no room
+	Errors  int64         // operations of this Tier that it failed
+	Latency time.Duration // of its answers to small requests, the mean of the last few; 0: none yet
+	Err     error         // why it cannot be used, if so
 }
 
 // Limits of asking targets how they are. One that does not answer in time is
@@ -88,19 +95,40 @@ func (m *members) ask(ctx context.Context, which func(*TargetInfo) bool) []Targe
 		if which != nil && !which(ti) {
 			continue
 		}
-		all = append(all, TargetStatus{Name: ti.Name(), Domain: ti.Domain, Pool: ti.Pool, State: ti.State.OrUp()})
+		all = append(all, TargetStatus{})
 		s := &all[len(all)-1] // never moves: all has the capacity
 		g.Go(func() error {
 			ctx, cancel := context.WithTimeoutCause(ctx, askTime, errSilent)
 			defer cancel()
-			if s.Space, s.Err = ti.Space(ctx); s.Err != nil && context.Cause(ctx) == errSilent {
-				s.Err = errSilent
+			space, err := ti.Space(ctx)
+			if err != nil && context.Cause(ctx) == errSilent {
+				err = errSilent
 			}
+			*s = ti.status(space, err)
 			return nil
 		})
 	}
 	_ = g.Wait()
 	return all
+}
+
+// status is how a target is that said so, or failed to.
+func (ti *TargetInfo) status(space Space, err error) TargetStatus {
+	h := ti.watch.met()
+	return TargetStatus{
+		Name: ti.Name(), Domain: ti.Domain, Pool: ti.Pool, State: worse(ti.State, h.state()),
+		Space: space, Full: h.short > 0, Errors: h.errors, Latency: h.latency, Err: err,
+	}
+}
+
+// doubt orders targets for readers: the higher, the later they are asked.
+func (t *Tier) doubt(name string) int {
+	ti := t.now.Load().byName[name]
+	if ti == nil {
+		return doubtMissing
+	}
+	h := ti.watch.met()
+	return doubt(worse(ti.State, h.state()))
 }
 
 var errSilent = fmt.Errorf("%w: no answer within %v", catalog.ErrUnavailable, askTime)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/stripe"
@@ -92,27 +93,49 @@ type wish struct {
 // as long as the loss of a domain costs no more than the layout can bear.
 func (m *members) choose(ctx context.Context, w wish) ([]string, error) {
 	pool := m.pool(w.pool)
-	asked := m.ask(ctx, func(ti *TargetInfo) bool { return ti.Pool == pool && w.without[ti.Name()] == nil })
-	for name, err := range w.without {
-		asked = append(asked, TargetStatus{Name: name, Err: err})
-	}
-	slices.SortFunc(asked, func(a, b TargetStatus) int { return cmp.Compare(a.Name, b.Name) })
-	if n := w.layout.Columns(); n > len(asked) {
+	total, now := 0, time.Now()
+	var resting []*TargetInfo
+	asked := m.ask(ctx, func(ti *TargetInfo) bool {
+		if ti.Pool != pool {
+			return false
+		}
+		total++
+		h := ti.watch.met()
+		if w.without[ti.Name()] == nil && h.rests(now) {
+			resting = append(resting, ti)
+		}
+		return w.without[ti.Name()] == nil && !h.rests(now)
+	})
+	if n := w.layout.Columns(); n > total {
 		in := ""
 		if pool != "" {
 			in = fmt.Sprintf(" in pool %s", pool)
 		}
-		return nil, fmt.Errorf("layout %v: %w: it needs %d targets and there are %d%s", w.layout, catalog.ErrInvalid, n, len(asked), in)
+		return nil, fmt.Errorf("layout %v: %w: it needs %d targets and there are %d%s", w.layout, catalog.ErrInvalid, n, total, in)
 	}
-	c := m.candidates(asked, w.size, w.without)
+	for name, err := range w.without {
+		asked = append(asked, TargetStatus{Name: name, Err: err})
+	}
 	held := make([]stripe.Candidate, len(w.held))
 	for i, name := range w.held {
 		held[i] = stripe.Candidate{Name: name, Domain: m.byName[name].Domain}
 	}
-	if names := stripe.PlaceMore(w.blob, w.gen, c.list, held, w.columns, w.layout.M); len(names) == w.columns {
-		return names, nil
+	most := 0 // while some targets were not asked, none gets a second column
+	for {
+		if len(resting) == 0 {
+			most = w.layout.M
+		}
+		slices.SortFunc(asked, func(a, b TargetStatus) int { return cmp.Compare(a.Name, b.Name) })
+		c := m.candidates(asked, w.size, w.without)
+		if names := stripe.PlaceMore(w.blob, w.gen, c.list, held, w.columns, most); len(names) == w.columns {
+			return names, nil
+		}
+		if len(resting) == 0 || ctx.Err() != nil {
+			return nil, c.tooFew(ctx, w.columns)
+		}
+		asked = append(asked, m.ask(ctx, func(ti *TargetInfo) bool { return slices.Contains(resting, ti) })...)
+		resting = nil
 	}
-	return nil, c.tooFew(ctx, w.columns)
 }
 
 // candidates is what asked targets may take a column, and why others may not.
@@ -137,6 +160,7 @@ func (m *members) candidates(asked []TargetStatus, need int64, without map[strin
 		case err != nil:
 			c.failed = append(c.failed, fmt.Errorf("%s: %w", s.Name, err))
 		case s.Space.Free < need:
+			m.byName[s.Name].watch.noRoom(need)
 			c.full = append(c.full, fmt.Errorf("%s has %d bytes free of the %d needed", s.Name, s.Space.Free, need))
 		default:
 			cand := stripe.Candidate{

@@ -66,14 +66,15 @@ func (t *Tier) Open(ctx context.Context, place catalog.Place) (*Reader, error) {
 	return r, nil
 }
 
-// openSome opens the data columns, and as many parity columns as are missing.
+// openSome opens the data columns, and as many parity columns as are missing,
+// or on targets that had better not be asked.
 func (r *Reader) openSome(ctx context.Context) error {
-	open := 0
+	open, order := 0, r.order()
 	for next := 0; open < r.layout.K && next < len(r.slots); {
 		n := min(r.layout.K-open, len(r.slots)-next)
 		var ok atomic.Int32
 		var g errgroup.Group
-		for c := next; c < next+n; c++ {
+		for _, c := range order[next : next+n] {
 			g.Go(func() error {
 				if _, err := r.column(ctx, c); err == nil {
 					ok.Add(1)
@@ -91,6 +92,16 @@ func (r *Reader) openSome(ctx context.Context) error {
 		return r.tooFew(nil)
 	}
 	return nil
+}
+
+// order is the columns by how much their targets are doubted.
+func (r *Reader) order() []int {
+	all, doubts := make([]int, len(r.slots)), make([]int, len(r.slots))
+	for c := range all {
+		all[c], doubts[c] = c, r.tier.doubt(r.place.Targets[c])
+	}
+	slices.SortStableFunc(all, func(a, b int) int { return doubts[a] - doubts[b] })
+	return all
 }
 
 // Size is the number of bytes of the blob.
@@ -202,8 +213,8 @@ func (r *Reader) readColumn(ctx context.Context, c int, p []byte, off int64) err
 	return err
 }
 
-// avoid tells which columns not to plan with: those that cannot be opened or
-// fail often.
+// avoid tells which columns not to plan with: those that cannot be opened,
+// fail often, or are on targets that are down.
 func (r *Reader) avoid() (missing []bool, any bool) {
 	missing = make([]bool, len(r.slots))
 	for i := range r.slots {
@@ -211,6 +222,7 @@ func (r *Reader) avoid() (missing []bool, any bool) {
 		s.Lock()
 		missing[i] = s.err != nil || s.faults >= maxFaults
 		s.Unlock()
+		missing[i] = missing[i] || r.tier.doubt(r.place.Targets[i]) >= doubtDown
 		any = any || missing[i]
 	}
 	return missing, any

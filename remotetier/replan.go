@@ -117,7 +117,7 @@ func (p *put) each(ctx context.Context, columns []int, limit time.Duration, f fu
 
 // within calls f with a time limit; to have met it is ErrUnavailable.
 func within(ctx context.Context, limit time.Duration, f func(context.Context) error) error {
-	short, cancel := context.WithTimeout(ctx, limit)
+	short, cancel := context.WithTimeoutCause(ctx, limit, errLimit)
 	defer cancel()
 	err := f(short)
 	if err != nil && ctx.Err() == nil && short.Err() != nil {

@@ -13,7 +13,8 @@ import (
 
 // Target is the driver of one place for columns. It moves bytes and knows
 // nothing of stripes; package targettest checks an implementation. Methods are
-// called from several goroutines. Beside the errors named here a method may
+// called from several goroutines, and return soon after their context ends:
+// the Tier's time limits rely on it. Beside the errors named here a method may
 // return anything; ErrUnavailable (wrapped) says that the whole target cannot
 // be reached now.
 type Target interface {

@@ -1,0 +1,309 @@
+package remotetier_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier"
+	"github.com/ckptd/ckptd/remotetier/targettest"
+)
+
+// TestHealthIsAStateMachine: "a" and "m" are failures to answer and to move
+// bytes, "A" and "M" successes, a digit is that many times 10 s.
+func TestHealthIsAStateMachine(t *testing.T) {
+	for _, c := range []struct {
+		story string
+		want  catalog.TargetState
+	}{
+		{"", catalog.TargetUp},
+		{"A M", catalog.TargetUp},
+		{"a", catalog.TargetSuspect},
+		{"m", catalog.TargetSuspect},
+		{"a A", catalog.TargetUp},
+		{"a M", catalog.TargetUp},
+		{"m A", catalog.TargetSuspect}, // it answers, and its disk has shown nothing
+		{"m M", catalog.TargetUp},
+		{"m a A", catalog.TargetSuspect},
+		{"m 3 A", catalog.TargetUp}, // tried again after a while
+		{"a a a a", catalog.TargetSuspect},
+		{"a a a a a", catalog.TargetDown},
+		{"a a A a a a", catalog.TargetSuspect},
+		{"m A m A m A m A m", catalog.TargetDown}, // answers do not make up for it
+		{"m A m A m A m A m A", catalog.TargetDown},
+		{"m A m A m A m A m 3 A", catalog.TargetUp},
+		{"a 3 a", catalog.TargetDown}, // nothing but errors for 30 s
+		{"a 2 a", catalog.TargetSuspect},
+		{"a 9 9", catalog.TargetSuspect}, // one error, and nobody asked since
+		{"a 3 a A", catalog.TargetUp},    // a probe
+		{"a 3 a A a", catalog.TargetSuspect},
+	} {
+		var h remotetier.Health
+		now := time.Unix(0, 0)
+		for _, step := range strings.Fields(c.story) {
+			switch step {
+			case "a":
+				h.Fail(remotetier.Answers, errDisk, now)
+			case "m":
+				h.Fail(remotetier.Moves, errDisk, now)
+			case "A":
+				h.OK(remotetier.Answers, now)
+			case "M":
+				h.OK(remotetier.Moves, now)
+			default:
+				now = now.Add(time.Duration(step[0]-'0') * 10 * time.Second)
+			}
+		}
+		if got := h.State(); got != c.want {
+			t.Errorf("%q ends %s, want %s", c.story, got, c.want)
+		}
+		if rests := h.Rests(now); rests != (c.want == catalog.TargetDown) {
+			t.Errorf("%q: rests = %v", c.story, rests)
+		}
+		if h.Rests(now.Add(10 * time.Second)) {
+			t.Errorf("%q: rests 10 s later", c.story)
+		}
+	}
+}
+
+func TestWhichErrorsAreTheTargets(t *testing.T) {
+	for err, want := range map[error]bool{
+		nil:                             false,
+		syscall.EIO:                     true,
+		errors.New("cut"):               true,
+		catalog.ErrUnavailable:          true,
+		context.DeadlineExceeded:        true,
+		context.Canceled:                false,
+		io.EOF:                          false,
+		io.ErrUnexpectedEOF:             true,
+		fs.ErrNotExist:                  false,
+		fs.ErrExist:                     false,
+		fs.ErrClosed:                    false,
+		catalog.ErrCorrupt:              false,
+		catalog.ErrNoSpace:              false,
+		catalog.ErrInvalid:              false,
+		catalog.ErrConflict:             false,
+		&fs.PathError{Err: syscall.EIO}: true,
+	} {
+		if err != nil {
+			err = fmt.Errorf("read: %w", err)
+		}
+		if got := remotetier.Ill(err); got != want {
+			t.Errorf("%v: %v, want %v", err, got, want)
+		}
+	}
+	both := fmt.Errorf("%w: %w", catalog.ErrUnavailable, fs.ErrNotExist)
+	if !remotetier.Ill(both) {
+		t.Error("unavailable, because something is not there, is the target's")
+	}
+}
+
+func TestWorseOfWhatIsSaidAndWhatIsMet(t *testing.T) {
+	const up, suspect, down, draining, drained = catalog.TargetUp, catalog.TargetSuspect, catalog.TargetDown, catalog.TargetDraining, catalog.TargetDrained
+	for _, c := range [][3]catalog.TargetState{
+		{"", up, up}, {up, up, up}, {up, suspect, suspect}, {up, down, down}, {suspect, up, suspect}, {suspect, down, down}, {down, up, down},
+		{down, suspect, down}, {draining, up, draining}, {draining, down, draining}, {drained, down, drained},
+	} {
+		if got := remotetier.Worse(c[0], c[1]); got != c[2] {
+			t.Errorf("Worse(%q, %q) = %s, want %s", c[0], c[1], got, c[2])
+		}
+	}
+}
+
+// TestTierMeetsAndForgives: what a target does is counted, Puts and reads go
+// round it, and it is used again when it works.
+func TestTierMeetsAndForgives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(4, remotetier.Options{})
+		b := random(300_000, 1)
+		status := func() remotetier.TargetStatus { return w.Targets(t.Context())[0] }
+		var asked atomic.Int64
+		dead := func(string, remotetier.Key) error {
+			asked.Add(1)
+			return fmt.Errorf("dial: %w", catalog.ErrUnavailable)
+		}
+		var p catalog.Place
+		for i := 0; len(p.Targets) == 0 || p.Targets[0] != "t0"; i++ {
+			var err error
+			if p, err = w.Put(t.Context(), fmt.Sprint("b/", i), sealOf(b), layout(2, 1, 65536)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.mems[0].Fault(dead)
+		for i := range 8 {
+			if q := mustPut(t, w.Tier, b, layout(2, 1, 65536)); slices.Contains(q.Targets, "t0") {
+				t.Fatalf("%d: a column is on the target that is away", i)
+			}
+		}
+		if n := asked.Load(); n != 5 { // and then it rests
+			t.Errorf("the target that is down was asked %d times, want 5", n)
+		}
+		if got, rep, err := readAll(t, w.Tier, p); err != nil || !bytes.Equal(got, b) || rep.Degraded || asked.Load() != 5 {
+			t.Errorf("a read: %+v, %v; asked %d times", rep, err, asked.Load())
+		}
+		if s := status(); s.State != catalog.TargetDown || s.Errors != 6 || !errors.Is(s.Err, catalog.ErrUnavailable) {
+			t.Errorf("Targets = %+v", s)
+		}
+		for _, m := range w.mems[1:3] { // with too few others it is asked after all
+			m.Fault(func(op string, _ remotetier.Key) error { return errDisk })
+		}
+		before := asked.Load()
+		if _, err := w.Put(t.Context(), blob, sealOf(b), layout(2, 1, 65536)); !errors.Is(err, catalog.ErrUnavailable) || asked.Load() != before+1 {
+			t.Errorf("Put = %v; it was asked %d times more", err, asked.Load()-before)
+		}
+		for _, m := range w.mems {
+			m.Fault(nil)
+		}
+		time.Sleep(10 * time.Second) // of the bubble: no time passes
+		mustPut(t, w.Tier, b, layout(2, 1, 65536))
+		if s := status(); s.State != catalog.TargetUp || s.Errors != 7 || s.Err != nil {
+			t.Errorf("when it was back, Targets = %+v", s)
+		}
+	})
+}
+
+// TestTargetWithABadDiskIsTriedAgainLater: it answers all the time, but what is
+// written fails.
+func TestTargetWithABadDiskIsTriedAgainLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(4, remotetier.Options{})
+		b := random(300_000, 1)
+		var failed atomic.Int64
+		w.mems[0].Fault(func(op string, _ remotetier.Key) error {
+			if op == "write" {
+				failed.Add(1)
+				return errDisk
+			}
+			return nil
+		})
+		for failed.Load() == 0 {
+			mustPut(t, w.Tier, b, layout(2, 1, 65536))
+		}
+		for range 20 {
+			mustPut(t, w.Tier, b, layout(2, 1, 65536))
+		}
+		if n := failed.Load(); n != 1 {
+			t.Errorf("it was written to %d times, want 1: there are others", n)
+		}
+		if s := w.Targets(t.Context())[0]; s.State != catalog.TargetSuspect || s.Errors != 1 || s.Err != nil {
+			t.Errorf("Targets = %+v", s)
+		}
+		time.Sleep(30 * time.Second) // of the bubble
+		for range 20 {
+			mustPut(t, w.Tier, b, layout(2, 1, 65536))
+		}
+		if n := failed.Load(); n != 2 {
+			t.Errorf("it was written to %d times, want once more", n)
+		}
+	})
+}
+
+// TestHealthIsOfTheTargetNotOfItsName: SetTargets with the same target keeps
+// what was met of it, another one of its name begins anew.
+func TestHealthIsOfTheTargetNotOfItsName(t *testing.T) {
+	infos := infosOf("a", "b")
+	tier := remotetier.New(infos, remotetier.Options{})
+	infos[0].Target.(*targettest.Mem).Fault(func(string, remotetier.Key) error { return errDisk })
+	tier.Targets(t.Context())
+	infos[0].Target.(*targettest.Mem).Fault(nil)
+	infos[0].Domain = "rack"
+	if err := tier.SetTargets(infos); err != nil {
+		t.Fatal(err)
+	}
+	if s := tier.Targets(t.Context())[0]; s.Errors != 1 || s.Domain != "rack" || s.State != catalog.TargetUp {
+		t.Errorf("with the same target: %+v", s)
+	}
+	infos[0].Target = targettest.NewMem("a")
+	if err := tier.SetTargets(infos); err != nil {
+		t.Fatal(err)
+	}
+	if s := tier.Targets(t.Context())[0]; s.Errors != 0 {
+		t.Errorf("with another target of the name: %+v", s)
+	}
+}
+
+// TestFullIsSaidUntilThereIsRoom, whether a Put met it or saw it coming.
+func TestFullIsSaidUntilThereIsRoom(t *testing.T) {
+	w := newWorld(4, remotetier.Options{})
+	b := random(300_000, 1)
+	full := func() (names []string) {
+		for _, s := range w.Targets(t.Context()) {
+			if s.Full {
+				names = append(names, s.Name)
+			}
+		}
+		return names
+	}
+	w.mems[0].SetTotal(1000)
+	w.mems[1].SetTotal(200_000)
+	w.mems[1].Fault(fullAt("write", 1))
+	if _, err := w.Put(t.Context(), blob, sealOf(b), layout(2, 1, 65536)); !errors.Is(err, catalog.ErrNoSpace) {
+		t.Errorf("Put = %v, want ErrNoSpace", err)
+	}
+	if got := full(); !slices.Equal(got, []string{"t0"}) { // there is room for it on t1 again
+		t.Errorf("full: %v, want t0", got)
+	}
+	w.mems[1].SetTotal(1000)
+	_, _ = w.Put(t.Context(), blob, sealOf(b), layout(2, 1, 65536))
+	if got := full(); !slices.Equal(got, []string{"t0", "t1"}) {
+		t.Errorf("full: %v, want t0 and t1", got)
+	}
+	for _, m := range w.mems {
+		m.Fault(nil)
+		m.SetTotal(1 << 30)
+	}
+	if got := full(); len(got) != 0 {
+		t.Errorf("full: %v, want none", got)
+	}
+}
+
+// TestReadersAskDoubtfulTargetsLast.
+func TestReadersAskDoubtfulTargetsLast(t *testing.T) {
+	w := newWorld(6, remotetier.Options{})
+	b := random(900_000, 1)
+	p := mustPut(t, w.Tier, b, layout(4, 2, 65536))
+	var infos []remotetier.TargetInfo
+	var touched [6]atomic.Int64
+	for i, m := range w.mems {
+		m.Fault(func(op string, _ remotetier.Key) error {
+			touched[i].Add(1)
+			return nil
+		})
+		ti := remotetier.TargetInfo{Target: m}
+		if m.Name() == p.Targets[0] || m.Name() == p.Targets[2] {
+			ti.State = catalog.TargetDown
+		}
+		infos = append(infos, ti)
+	}
+	if err := w.SetTargets(infos); err != nil {
+		t.Fatal(err)
+	}
+	if got, rep, err := readAll(t, w.Tier, p); err != nil || !bytes.Equal(got, b) || rep.Degraded {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	for i, m := range w.mems {
+		if down := infos[i].State == catalog.TargetDown; down != (touched[i].Load() == 0) {
+			t.Errorf("%s, which is %q, was asked %d times", m.Name(), infos[i].State, touched[i].Load())
+		}
+	}
+	for i := range infos { // all are said to be down: they are asked all the same
+		infos[i].State = catalog.TargetDown
+	}
+	if err := w.SetTargets(infos); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := readAll(t, w.Tier, p); err != nil || !bytes.Equal(got, b) {
+		t.Error(err)
+	}
+}
