@@ -106,8 +106,8 @@ type Node struct {
 	stats   Stats
 	peers   peerClient
 
-	kickVote, kickDrain, kickCollect, kickEvict, kickLead, kickFollow kick
-	finishing                                                         sync.WaitGroup // sealed shards being written
+	kickVote, kickDrain, kickCollect, kickEvict, kickLead, kickFollow, kickBeat kick
+	finishing                                                                   sync.WaitGroup // sealed shards being written
 
 	trouble struct {
 		sync.Mutex
@@ -136,7 +136,7 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	n := &Node{
 		cfg: cfg, cat: t.Catalog, local: t.Local, arena: t.Arena, remote: t.Remote,
 		log: cfg.Log, started: time.Now(),
-		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(), kickFollow: newKick(),
+		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(), kickFollow: newKick(), kickBeat: newKick(),
 	}
 	n.elector = catalog.Elector{Catalog: t.Catalog, Node: cfg.Name, TTL: cfg.LeaseTTL}
 	n.trouble.lines = make(map[string]string)
@@ -181,7 +181,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.loop(ctx, "drain", n.kickDrain, 5*time.Second, n.drainOnce) })
 	g.Go(func() error { return n.loop(ctx, "evict", n.kickEvict, 10*time.Second, n.evictOnce) })
 	g.Go(func() error { return n.loop(ctx, "collect", n.kickCollect, 10*time.Second, n.collectOnce) })
-	g.Go(func() error { return n.loop(ctx, "heartbeat", nil, n.cfg.Heartbeat, n.beat) })
+	g.Go(func() error { return n.loop(ctx, "heartbeat", n.kickBeat, n.cfg.Heartbeat, n.beat) })
 	g.Go(func() error { return n.follow(ctx) })
 	g.Go(func() error { return n.followTargets(ctx) })
 	g.Go(func() error { return n.probeTargets(ctx) })

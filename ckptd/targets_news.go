@@ -34,6 +34,12 @@ func (n *TargetNews) Trace() remotetier.Trace {
 				n.setFull(target, true)
 			}
 		},
+		Replanned: func(blob string, column int, from, to string, err error) {
+			n.log.Info("a column goes to another target", "blob", blob, "column", column, "from", from, "to", to, "err", err)
+		},
+		Crowded: func(target, blob string) {
+			n.log.Warn("a target got several columns of a blob, for want of others", "target", target, "blob", blob)
+		},
 		Degraded: func(blob string, column int, target string, err error) {
 			n.log.Warn("a column is missing or bad; the others are read", "blob", blob, "column", column, "target", target, "err", err)
 		},

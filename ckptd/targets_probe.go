@@ -37,6 +37,7 @@ func (n *Node) probeTargets(ctx context.Context) error {
 	for {
 		if n.probeOnce(ctx) {
 			n.tgt.kick.now()
+			n.kickBeat.now() // the coordinator counts who reaches what
 		}
 		every := n.cfg.Probe
 		select {

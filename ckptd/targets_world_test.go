@@ -86,7 +86,7 @@ func newCluster(t *testing.T, nodes int) *cluster {
 		defer func() { t.Cleanup(close) }()
 		for _, duty := range []func(context.Context) error{
 			n.cat.Run, n.followTargets, n.probeTargets, n.campaign,
-			func(ctx context.Context) error { return n.loop(ctx, "heartbeat", nil, n.cfg.Heartbeat, n.beat) },
+			func(ctx context.Context) error { return n.loop(ctx, "heartbeat", n.kickBeat, n.cfg.Heartbeat, n.beat) },
 		} {
 			wg.Go(func() { _ = duty(ctx) })
 		}
