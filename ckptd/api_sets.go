@@ -43,7 +43,7 @@ func (n *Node) getRuns(ctx context.Context, c *app.RequestContext) error {
 	at := make(map[catalog.Run]int)
 	for _, r := range runs {
 		at[r.Run] = len(rows)
-		rows = append(rows, wire.Run{Name: string(r.Run), Attempt: r.Attempt, Created: r.Created})
+		rows = append(rows, wire.Run{Name: string(r.Run), Attempt: r.Attempt, Launch: r.Launch, Created: r.Created})
 	}
 	for _, s := range sets { // newest first within a run
 		i, ok := at[s.Run]

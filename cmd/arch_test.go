@@ -35,6 +35,7 @@ var layers = map[string][]string{
 	"remotetier/planes":     {"catalog"},
 	"sdk/wire":              {"catalog"},
 	"sdk/ckpt":              {"sdk/wire", "catalog"},
+	"sdk/bundle":            {"sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
 
 	// Drivers: what only a program, or a test, plugs in.
 	"catalog/natscatalog":     {"catalog"},
@@ -50,7 +51,7 @@ var layers = map[string][]string{
 		"remotetier", "remotetier/stripe", "remotetier/planes", "sdk/wire", "catalog",
 	},
 	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/target", "remotetier/fabric", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "sdk/wire", "catalog"},
-	"cmd/ckpt":  {"cmd/ckpt/bench", "sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
+	"cmd/ckpt":  {"cmd/ckpt/bench", "sdk/ckpt", "sdk/bundle", "shardwriter/shardfile", "sdk/wire", "catalog"},
 	// The yardsticks of a benchmark are the parts that the product is made of.
 	"cmd/ckpt/bench": {"sdk/ckpt", "remotetier/planes", "shardwriter/shardfile", "catalog/natscatalog", "sdk/wire", "catalog"},
 

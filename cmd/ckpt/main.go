@@ -6,7 +6,8 @@
 //  2. Its exit code tells what happened: 0 done, 1 failed, 2 usage, 3 not
 //     found, 4 corrupt, 5 no space, 6 conflict or fenced, 7 not yet at the level
 //     asked for.
-//  3. Stopped by Ctrl-C, it leaves things as if it had not run.
+//  3. Stopped by Ctrl-C, it leaves things as if it had not run; an export leaves
+//     whole files, which are no set without their manifest, to go on from.
 package main
 
 import (

@@ -57,6 +57,7 @@ type Save struct {
 	parts []part
 	names map[string]bool
 	meta  map[string]string
+	file  *wholeFile // instead of parts
 	over  bool
 	spent time.Duration // in Save
 }
@@ -111,8 +112,8 @@ func (s *Save) Piece(name string, dtype catalog.DType, shape []int64, data any, 
 }
 
 func (s *Save) add(t catalog.Tensor, data any) error {
-	if s.over {
-		return fmt.Errorf("tensor %q: %w: the save is over", t.Name, catalog.ErrInvalid)
+	if s.over || s.file != nil {
+		return fmt.Errorf("tensor %q: %w: the save is over, or of a whole shard", t.Name, catalog.ErrInvalid)
 	}
 	if err := checkTensor(&t); err != nil {
 		return err
@@ -142,6 +143,36 @@ func (s *Save) add(t catalog.Tensor, data any) error {
 	return nil
 }
 
+// wholeFile is a shard that exists.
+type wholeFile struct {
+	header []byte
+	size   int64
+	data   io.ReaderAt
+}
+
+// Shard makes the save a copy of an existing shard file of size bytes, byte for
+// byte: header is what comes before its data, padded to a multiple of 4 KiB as
+// ckptd writes it, and file is read from there on. Nothing can be added to it.
+func (s *Save) Shard(header []byte, size int64, file io.ReaderAt) error {
+	switch {
+	case s.over || s.file != nil || len(s.parts) > 0 || len(s.meta) > 0:
+		return fmt.Errorf("shard: %w: the save has something in it already", catalog.ErrInvalid)
+	case len(header) == 0 || len(header)%dataAlign != 0 || int64(len(header)) > size:
+		return fmt.Errorf("shard: %w: a header of %d bytes for a file of %d; want a multiple of %d", catalog.ErrInvalid, len(header), size, dataAlign)
+	}
+	s.file = &wholeFile{header, size, file}
+	return nil
+}
+
+// parts are the file's bytes behind its header.
+func (f *wholeFile) parts() []part {
+	n := int64(len(f.header))
+	return []part{{
+		Tensor: catalog.Tensor{Name: "the whole file", Offset: n, Size: f.size - n},
+		data:   source{at: io.NewSectionReader(f.data, n, f.size-n)},
+	}}
+}
+
 // Meta adds an entry to the shard's metadata. Keys that begin with "ckptd."
 // are reserved for ckptd's own.
 func (s *Save) Meta(key, value string) { s.meta[key] = value }
@@ -157,7 +188,7 @@ func (s *Save) Commit(ctx context.Context) (*Set, error) {
 	}
 	s.over = true
 	set, err := s.commit(ctx)
-	s.parts = nil // the caller's memory is its own again
+	s.parts, s.file = nil, nil // the caller's memory is its own again
 	if err != nil {
 		return nil, fmt.Errorf("save %v rank %d: %w", s.at, s.opt.rank, err)
 	}
@@ -167,8 +198,12 @@ func (s *Save) Commit(ctx context.Context) (*Set, error) {
 
 func (s *Save) commit(ctx context.Context) (*Set, error) {
 	parts := slices.Clone(s.parts)
-	header, size, err := layout(parts, s.meta)
-	if err != nil {
+	var header []byte
+	var size int64
+	var err error
+	if s.file != nil {
+		header, size, parts = s.file.header, s.file.size, s.file.parts()
+	} else if header, size, err = layout(parts, s.meta); err != nil {
 		return nil, err
 	}
 	if int64(len(header)) > s.c.welcome.MaxHeader && s.c.welcome.MaxHeader > 0 {

@@ -14,8 +14,9 @@ const Version = 1
 type Run struct {
 	Name    string    `json:"name"`
 	Attempt int       `json:"attempt"`
-	Sets    int       `json:"sets"` // committed
-	Size    int64     `json:"size"` // bytes of committed sets
+	Launch  string    `json:"launch,omitempty"` // whose attempt that is
+	Sets    int       `json:"sets"`             // committed
+	Size    int64     `json:"size"`             // bytes of committed sets
 	Latest  *Set      `json:"latest,omitempty"`
 	Created time.Time `json:"created"`
 }
