@@ -93,7 +93,7 @@ func (n *Node) usedRows(ctx context.Context) []wire.Target {
 			if !seen {
 				v.fullAt = -1
 			}
-			if row.Full = v.full(); !r.Beats() {
+			if row.Full = v.full() || t.Full; !r.Beats() {
 				row.Seen = time.Now()
 			}
 		}

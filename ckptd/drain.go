@@ -193,6 +193,9 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 	if encoding != "" {
 		how += fmt.Sprintf(", compressed to %.1f %%,", 100*float64(place.Size)/float64(max(1, s.Size)))
 	}
+	if said := tellCrowded(&place); said != "" {
+		how += " (" + said + ", for want of others)"
+	}
 	n.event(ctx, set.SetID, "drained", "rank %d to %v as %s in %v", s.Rank, place.Targets, how, time.Since(begin).Round(time.Millisecond))
 	return nil
 }

@@ -42,6 +42,9 @@ func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
 				s.Trouble = append(s.Trouble, fmt.Sprintf("target %s: %s", t.Name, t.Trouble))
 			}
 		}
+		if said := n.spreadTrouble(); said != "" {
+			s.Trouble = append(s.Trouble, said)
+		}
 	}
 	if err != nil {
 		s.Trouble = append(s.Trouble, err.Error())
@@ -227,7 +230,7 @@ func (n *Node) tellMissing(ctx context.Context, rec catalog.SetRecord, parts []c
 	return missing
 }
 
-// tellColumns names remote columns that are not on their targets. Damaged ones
+// tellColumns names remote columns that are not on their targets, or share one. Damaged ones
 // show only when they are read: `ckpt verify --deep` finds them.
 func (n *Node) tellColumns(ctx context.Context, rec catalog.SetRecord, parts []catalog.PartRecord) []string {
 	if n.remote == nil || rec.State != catalog.Committed {
@@ -248,6 +251,9 @@ func (n *Node) tellColumns(ctx context.Context, rec catalog.SetRecord, parts []c
 		for _, s := range p.Shards {
 			if s.Remote == nil {
 				continue
+			}
+			if said := tellCrowded(s.Remote); said != "" {
+				missing = append(missing, fmt.Sprintf("rank %d: %s: fewer targets could take one than %s needs", s.Rank, said, s.Remote.Layout))
 			}
 			columns := have[version{s.Remote.Blob, s.Remote.Generation}]
 			for i, target := range s.Remote.Targets {
