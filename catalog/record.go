@@ -198,7 +198,7 @@ type NodeRecord struct {
 	Trouble  []string  `json:"trouble,omitempty"`
 
 	Follows       int64          `json:"follows,omitempty"`        // version of the target map it uses; 0: none
-	Targets       []TargetStatus `json:"targets,omitempty"`        // those its flags name and nobody else speaks for
+	Targets       []TargetStatus `json:"targets,omitempty"`        // those its flags name, as it sees them
 	Unreached     []string       `json:"unreached,omitempty"`      // targets it uses and cannot reach, the first of them
 	UnreachedMore int            `json:"unreached_more,omitempty"` // how many more
 }

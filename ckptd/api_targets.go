@@ -162,7 +162,7 @@ func (n *Node) postTargetAdd(ctx context.Context, c *app.RequestContext) error {
 	if err != nil {
 		return err
 	}
-	if n.tgt.Open == nil {
+	if n.tgt.Make == nil {
 		return fmt.Errorf("add a target: %w: this node has no remote tier; ask one that has", catalog.ErrInvalid)
 	}
 	if r.Scheme == "dir" {
@@ -188,7 +188,7 @@ func (n *Node) postTargetAdd(ctx context.Context, c *app.RequestContext) error {
 func (n *Node) meet(ctx context.Context, r catalog.TargetRecord) (catalog.TargetRecord, error) {
 	short, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
-	t, err := n.tgt.Open(short, r)
+	t, err := n.tgt.Make(short, r)
 	if err != nil {
 		return r, err
 	}

@@ -112,6 +112,7 @@ func (n *Node) getMetrics(_ context.Context, c *app.RequestContext) error {
 	counter("ckptd_arena_lent_bytes", "Bytes of the arena that are lent.", int64(a.Lent)*n.arena.SegmentSize())
 	counter("ckptd_arena_size_bytes", "Bytes of the arena.", a.Size)
 	counter("ckptd_trouble", "Things wrong now; `ckpt status` names them.", int64(len(n.troubles())))
+	n.targetMetrics(&b)
 	c.Data(http.StatusOK, "text/plain; version=0.0.4", []byte(b.String()))
 	return nil
 }

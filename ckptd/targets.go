@@ -35,6 +35,10 @@ type Targets struct {
 	// when it is back. Whoever makes a daemon knows the networks and engines;
 	// this package does not.
 	Open func(context.Context, catalog.TargetRecord) (OpenTarget, error)
+	// Make opens a target that an operator is adding, and makes what is missing
+	// of it. Open makes nothing: a map that somebody tampered with, or a file
+	// system that is not mounted, must not leave directories behind.
+	Make func(context.Context, catalog.TargetRecord) (OpenTarget, error)
 	News *TargetNews // what the remote tier tells of targets; nil: nothing
 }
 

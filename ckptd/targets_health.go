@@ -137,8 +137,8 @@ func (n *Node) judgeOnce(ctx context.Context, j *targetJudge) error {
 		return err
 	}
 	m, _, _ := n.cat.KnownTargets()
-	if len(m.Targets) == 0 {
-		return nil
+	if err := n.dropStrayStatuses(ctx, m); err != nil || len(m.Targets) == 0 {
+		return err
 	}
 	now := time.Now()
 	sights := n.sights(j, m, now)
@@ -178,6 +178,20 @@ func (n *Node) judgeOnce(ctx context.Context, j *targetJudge) error {
 	}
 	for _, c := range changes {
 		n.log.Warn("target changed its state", "target", c.Name, "node", c.Node, "from", string(c.State), "to", string(c.next), "why", c.why)
+	}
+	return nil
+}
+
+// dropStrayStatuses forgets what targets said that are no members any more. A
+// member's first status comes after its record, so the mirror has that too.
+func (n *Node) dropStrayStatuses(ctx context.Context, m catalog.TargetMap) error {
+	for _, s := range n.cat.KnownTargetStatuses() {
+		if r := m.Find(s.Name, s.Node); r != nil && r.Node == s.Node {
+			continue
+		}
+		if err := n.cat.DropTargetStatus(ctx, s.Name, s.Node); err != nil {
+			return err
+		}
 	}
 	return nil
 }

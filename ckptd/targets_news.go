@@ -2,6 +2,8 @@ package ckptd
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 
@@ -69,4 +71,37 @@ func (n *TargetNews) isFull(target string) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.mu.full[target]
+}
+
+// targetMetrics writes what this node saw of each target it uses, in the
+// Prometheus text format.
+func (n *Node) targetMetrics(w io.Writer) {
+	used := n.tgt.snapshot()
+	for _, metric := range []struct {
+		name, help string
+		of         func(*usedTarget, *probeView) any
+	}{
+		{"ckptd_target_up", "1 for a target that is up and answers this node.", func(t *usedTarget, v *probeView) any {
+			if t.State.OrUp() == catalog.TargetUp && v.err == nil {
+				return 1
+			}
+			return 0
+		}},
+		{"ckptd_target_full", "1 for a target that new columns find no room on.", func(_ *usedTarget, v *probeView) any {
+			if v.full() {
+				return 1
+			}
+			return 0
+		}},
+		{"ckptd_target_free_bytes", "Bytes that are free on a target.", func(_ *usedTarget, v *probeView) any { return v.space.Free }},
+		{"ckptd_target_total_bytes", "Bytes of a target.", func(_ *usedTarget, v *probeView) any { return v.space.Total }},
+		{"ckptd_target_latency_seconds", "Time that a target took for the last small question.", func(_ *usedTarget, v *probeView) any { return v.latency.Seconds() }},
+	} {
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s gauge\n", metric.name, metric.help, metric.name)
+		for _, t := range used {
+			if v, ok := n.view(t.Name); ok {
+				fmt.Fprintf(w, "%s{target=%q} %v\n", metric.name, t.Name, metric.of(t, &v))
+			}
+		}
+	}
 }

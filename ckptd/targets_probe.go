@@ -140,7 +140,7 @@ func (n *Node) tellTargets(r *catalog.NodeRecord) {
 		if v == nil {
 			continue
 		}
-		if t.By == n.cfg.Name && !t.Beats() { // nobody else speaks for it
+		if t.given { // it may have no process that speaks for it
 			s := catalog.TargetStatus{
 				Name: t.Name, Node: t.Node, Started: n.started, Seen: v.at, Every: n.cfg.Heartbeat,
 				Total: v.space.Total, Free: v.space.Free, Columns: -1, Latency: v.latency,

@@ -82,7 +82,7 @@ func newCluster(t *testing.T, nodes int) *cluster {
 	c.ctx = ctx
 	var wg sync.WaitGroup
 	for i := range nodes {
-		n, close := c.node(fmt.Sprintf("n%d", i+1), Targets{Follow: true})
+		n, close := c.node(fmt.Sprintf("n%d", i+1), Targets{Follow: true, News: NewTargetNews(slog.New(slog.DiscardHandler))})
 		defer func() { t.Cleanup(close) }()
 		for _, duty := range []func(context.Context) error{
 			n.cat.Run, n.followTargets, n.probeTargets, n.campaign,
@@ -115,7 +115,7 @@ func (c *cluster) node(name string, targets Targets) (*Node, func()) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	targets.Open = c.open
+	targets.Open, targets.Make = c.open, c.open
 	n, err := New(Config{Name: name, Log: slog.New(slog.DiscardHandler)},
 		Tiers{Catalog: catalog.New(c.fault, c.fault), Local: local, Remote: remotetier.New(nil, remotetier.Options{}), Targets: targets})
 	if err != nil {
@@ -390,6 +390,45 @@ func TestTargetThatCannotBeOpened(t *testing.T) {
 		}
 		if err := n.checkPolicy(catalog.Policy{Remote: "nowhere"}); !errors.Is(err, catalog.ErrInvalid) {
 			t.Errorf("a pool that is not there: %v", err)
+		}
+	})
+}
+
+// A target that refused a column for want of room is full until it has room
+// again: status says so, and default layouts do without it.
+func TestTargetFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.stop()
+		n := c.nodes[0]
+		var mems []*targettest.Mem
+		for i := range 6 {
+			p := c.register(fmt.Sprintf("t%d", i), fmt.Sprintf("h:%d", i))
+			mem := p.Target.(*targettest.Mem)
+			mem.SetTotal(1 << 30)
+			mems = append(mems, mem)
+		}
+		time.Sleep(time.Minute)
+		if got := n.defaultSpec(""); got != "4+2" {
+			t.Errorf("six with room: %s", got)
+		}
+		full := func() (names []string) {
+			for _, r := range n.usedRows(t.Context()) {
+				if r.Full && strings.Contains(r.Trouble, "full") {
+					names = append(names, r.Name)
+				}
+			}
+			return names
+		}
+		n.tgt.News.Trace().TargetFailed("t3", "blob", fmt.Errorf("create: %w", catalog.ErrNoSpace))
+		time.Sleep(10 * time.Second)
+		if got := full(); len(got) != 1 || got[0] != "t3" || n.defaultSpec("") != "3+2" {
+			t.Errorf("after t3 refused a column: full are %v, layout %s", got, n.defaultSpec(""))
+		}
+		mems[3].SetTotal(2 << 30)
+		time.Sleep(10 * time.Second)
+		if got := full(); len(got) != 0 || n.defaultSpec("") != "4+2" {
+			t.Errorf("after it got room: full are %v, layout %s", got, n.defaultSpec(""))
 		}
 	})
 }

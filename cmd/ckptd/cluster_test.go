@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +22,7 @@ type fleet struct {
 	store   *store
 	targets []*targetProcess
 	nodes   []*daemon
+	listen  []string
 	c       []*ckpt.Client
 }
 
@@ -32,9 +35,10 @@ func startFleet(t *testing.T, targets int) *fleet {
 		f.join()
 	}
 	for _, name := range []string{"n1", "n2"} {
-		d := newDaemon(t, name, "--listen", freePort(t, "127.0.0.1:0"), "--nats", f.store.url(), "--remote", "catalog",
+		listen := freePort(t, "127.0.0.1:0")
+		d := newDaemon(t, name, "--listen", listen, "--nats", f.store.url(), "--remote", "catalog",
 			"--target-probe", "300ms", "--target-down", "1500ms").start()
-		f.nodes, f.c = append(f.nodes, d), append(f.c, d.dial())
+		f.nodes, f.listen, f.c = append(f.nodes, d), append(f.listen, listen), append(f.c, d.dial())
 	}
 	return f
 }
@@ -105,6 +109,20 @@ func (f *fleet) trouble(node int) string {
 	return strings.Join(s.Trouble, "\n")
 }
 
+func (f *fleet) metrics(node int) string {
+	f.t.Helper()
+	r, err := http.Get("http://" + f.listen[node] + "/metrics")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer r.Body.Close()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return string(b)
+}
+
 // TestStoryTargets: targets are killed, come back, join and are taken out, and
 // the catalog goes away and comes back, while two daemons run and follow.
 func TestStoryTargets(t *testing.T) {
@@ -141,6 +159,9 @@ func TestStoryTargets(t *testing.T) {
 		if err := load(t.Context(), f.c[i], "run@1", "remote"); err != nil {
 			t.Errorf("with one target down: %v", err)
 		}
+	}
+	if metrics := f.metrics(0); !strings.Contains(metrics, fmt.Sprintf("ckptd_target_up{target=%q} 0\n", victim.name)) || strings.Count(metrics, "ckptd_target_up{") != 4 {
+		t.Errorf("metrics: %s", metrics)
 	}
 	f.save(2)
 	if p := f.place(2); slices.Contains(p.Targets, victim.name) || p.Layout != "2+1" {

@@ -73,7 +73,22 @@ func newOpener(s *settings, token string, log *slog.Logger) *opener {
 	})}
 }
 
-// open opens one target. One over the network that has a name need not answer.
+// openMember opens a target of the map, and makes nothing: a directory must be
+// the one that the map means.
+func (o *opener) openMember(ctx context.Context, r catalog.TargetRecord) (ckptd.OpenTarget, error) {
+	if r.Scheme == "dir" {
+		name, err := target.NameOf(vfs.OS, r.Addrs[0])
+		if err != nil {
+			return nil, fmt.Errorf("target %s in %s: %w", r.Name, r.Addrs[0], err)
+		} else if name != r.Name {
+			return nil, fmt.Errorf("target %s in %s: %w: it is the directory of %s", r.Name, r.Addrs[0], catalog.ErrConflict, name)
+		}
+	}
+	return o.open(ctx, r)
+}
+
+// open opens one target, and makes a directory that is new. One over the
+// network that has a name need not answer.
 func (o *opener) open(ctx context.Context, r catalog.TargetRecord) (ckptd.OpenTarget, error) {
 	switch r.Scheme {
 	case "dir":

@@ -200,7 +200,7 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 	open.add(t.Local)
 	if len(records) > 0 || follow {
 		o := newOpener(s, cfg.Token, log)
-		t.Targets = ckptd.Targets{Follow: follow, Open: o.open, News: ckptd.NewTargetNews(log)}
+		t.Targets = ckptd.Targets{Follow: follow, Open: o.openMember, Make: o.open, News: ckptd.NewTargetNews(log)}
 		if t.Targets.Given, err = o.openGiven(ctx, records, open); err != nil {
 			return t, err
 		}
