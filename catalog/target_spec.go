@@ -8,7 +8,11 @@ import (
 )
 
 // TargetSyntax is what ParseTarget reads, for people.
-const TargetSyntax = "dir:PATH, tcp:HOST:PORT[+HOST:PORT…], tls:…, ofi:…, posix:PATH or s3://BUCKET[/PREFIX][?endpoint=URL], then [,name=N][,domain=D][,pool=P][,weight=W]"
+const TargetSyntax = "dir:PATH, tcp:HOST:PORT[+HOST:PORT…], tls:…, ofi:…, posix:PATH[,stripe=COUNT[:SIZE]] or s3://BUCKET[/PREFIX][?endpoint=URL], then [,name=N][,domain=D][,pool=P][,weight=W]"
+
+// StripeMark is what stands between the path of a posix target and its
+// striping, in its address.
+const StripeMark = "?stripe="
 
 // ParseTarget reads a target as people write it. The name of a target over the
 // network may be left out: the target knows it. A posix or s3 engine is named
@@ -65,8 +69,13 @@ func ParseTarget(spec string) (TargetRecord, error) {
 				return bad("weight is a number above 0")
 			}
 			r.Weight = w
+		case "stripe":
+			if scheme != "posix" || v == "" || len(r.Addrs[0])+len(v) > maxTargetAddr {
+				return bad("stripe is COUNT or COUNT:SIZE, of a posix target")
+			}
+			r.Addrs[0] += StripeMark + v
 		default:
-			return bad("%q is not known; name, domain, pool and weight are", k)
+			return bad("%q is not known; name, domain, pool, weight and, of posix, stripe are", k)
 		}
 	}
 	if scheme == "posix" || scheme == "s3" {

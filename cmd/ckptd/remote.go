@@ -10,12 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/ckptd"
 	"github.com/ckptd/ckptd/localtier/vfs"
 	"github.com/ckptd/ckptd/remotetier/fabric/tcp"
+	"github.com/ckptd/ckptd/remotetier/posix"
 	"github.com/ckptd/ckptd/remotetier/target"
 )
 
@@ -93,6 +95,16 @@ func (o *opener) open(ctx context.Context, r catalog.TargetRecord) (ckptd.OpenTa
 	switch r.Scheme {
 	case "dir":
 		return target.OpenDir(vfs.OS, r.Addrs[0], r.Name)
+	case "posix":
+		path, spec, striped := strings.Cut(r.Addrs[0], catalog.StripeMark)
+		opt := posix.Options{Trace: func(err error) { o.log.Warn("not cleared away", "err", err) }}
+		if striped {
+			var err error
+			if opt.Stripe, err = posix.ParseStripe(spec); err != nil {
+				return nil, err
+			}
+		}
+		return posix.Open(ctx, vfs.OS, path, r.Name, opt)
 	case "tcp", "tls":
 		opt := tcp.Options{Token: o.token}
 		if r.Scheme == "tls" {

@@ -30,6 +30,8 @@ func Run(t *testing.T, open func(t *testing.T) remotetier.Target) {
 		{"CommitNeedsAllBytes", testShort},
 		{"OneWriterAKey", testOneWriter},
 		{"ReplaceIsOldOrNew", testReplace},
+		{"ColumnsOfOneBlob", testColumns},
+		{"ReplaceByTheSame", testReplaceColumn},
 		{"ReadAnyRange", testRanges},
 		{"OpenMissing", testMissing},
 		{"CheckWhereItLies", testCheck},
