@@ -15,6 +15,7 @@ KILLS    ?= 200 # of make crash
 # The tools of `make check`, pinned. They are built into .cache and touch neither go.mod nor .venv.
 GOLANGCI_LINT := v2.15.0
 STATICCHECK   := v0.8.2
+VERSITYGW     := v1.8.0 # the S3 server of the tests; also in remotetier/s3/s3test
 RUFF          := 0.17.6
 PYRIGHT       := 1.1.414
 
@@ -43,7 +44,7 @@ quickstart: build $(VENV)/.quickstart ## the main job, end to end, on real weigh
 
 test: gotest pytest ## go vet, all Go tests, all Python tests
 
-gotest: gomods
+gotest: gomods $(TOOLS)/versitygw-$(strip $(VERSITYGW))
 	$(GO) vet ./...
 	$(GO) test -timeout 20m ./...
 
@@ -59,7 +60,7 @@ check: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) $(TOOLS)/staticcheck-$(STATICCHEC
 	.cache/py/bin/ruff check --no-cache $(PY)
 	.cache/py/bin/pyright --project $(PY) --pythonpath $(VENVPY) $(PY)/ckptd $(PY)/examples
 
-race: gomods ## all Go tests under the race detector (needs a C compiler)
+race: gomods $(TOOLS)/versitygw-$(strip $(VERSITYGW)) ## all Go tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 40m ./...
 
 fuzz: gomods ## every fuzz target for FUZZTIME=20s
@@ -114,6 +115,11 @@ $(TOOLS)/golangci-lint-$(GOLANGCI_LINT):
 	$(call step,building golangci-lint $(GOLANGCI_LINT),a Go module proxy and some minutes,\
 		GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT))
 	@mv $(TOOLS)/golangci-lint $@
+
+$(TOOLS)/versitygw-$(strip $(VERSITYGW)):
+	$(call step,building versitygw $(strip $(VERSITYGW)),a Go module proxy and some minutes,\
+		GOBIN=$(TOOLS) $(GO) install github.com/versity/versitygw/cmd/versitygw@$(strip $(VERSITYGW)))
+	@mv $(TOOLS)/versitygw $@
 
 $(TOOLS)/staticcheck-$(STATICCHECK):
 	$(call step,building staticcheck $(STATICCHECK),a Go module proxy,\

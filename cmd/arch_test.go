@@ -39,6 +39,7 @@ var layers = map[string][]string{
 	"sdk/bundle":            {"sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
 
 	// Drivers: what only a program, or a test, plugs in.
+	"remotetier/s3/bucket":    {"catalog"},
 	"catalog/natscatalog":     {"catalog"},
 	"remotetier/fabric":       {"remotetier/traffic", "catalog"},
 	"remotetier/fabric/frame": {"remotetier/fabric", "catalog"},
@@ -63,10 +64,11 @@ var layers = map[string][]string{
 	"localtier/vfs/vfstest":        {"localtier/vfs", "catalog"},
 	"remotetier/targettest":        {"remotetier", "remotetier/stripe", "catalog"},
 	"remotetier/fabric/fabrictest": {"remotetier/fabric", "catalog"},
+	"remotetier/s3/s3test":         {"remotetier/s3/bucket"},
 }
 
 // testOnly are the packages that no program may contain.
-var testOnly = []string{"cmd", "catalog/catalogtest", "localtier/vfs/vfstest", "remotetier/targettest", "remotetier/fabric/fabrictest"}
+var testOnly = []string{"cmd", "catalog/catalogtest", "localtier/vfs/vfstest", "remotetier/targettest", "remotetier/fabric/fabrictest", "remotetier/s3/s3test"}
 
 // foreign says which packages may import a module of somebody else, by the
 // beginning of the import path; nil: every package. The longest beginning counts.
@@ -77,6 +79,7 @@ var foreign = map[string][]string{
 	"github.com/nats-io/":              {"catalog/natscatalog", "cmd/ckptd", "cmd/ckpt/bench"},
 	"github.com/klauspost/reedsolomon": {"remotetier", "cmd/ckpt/bench"},
 	"github.com/klauspost/compress/":   {"ckptd", "remotetier/planes", "cmd/ckpt/bench"},
+	"github.com/minio/minio-go/v7":     {"remotetier/s3/bucket", "remotetier/s3/s3test"},
 	"github.com/zeebo/blake3":          {"remotetier", "cmd/ckpt/bench", "cmd/ckptd"},
 	"github.com/spf13/cobra":           {"cmd/ckpt", "cmd/ckptd", "cmd/ckpt/bench"},
 	"github.com/spf13/pflag":           {"cmd/ckpt", "cmd/ckptd"},
