@@ -26,7 +26,7 @@ func (n *Node) followTargets(ctx context.Context) error {
 		}
 		n.tgt.seen = m.Version
 		err := n.enterGiven(ctx, m, known)
-		err = errors.Join(err, n.useTargets(ctx, m, known))
+		err = errors.Join(err, n.useTargets(ctx, m, known), n.ambiguous(m))
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -90,6 +90,19 @@ func (n *Node) enterGiven(ctx context.Context, m catalog.TargetMap, known bool) 
 	}
 	n.tgt.entered = max(now.Version, 1)
 	return errors.Join(refused...)
+}
+
+// ambiguous finds targets that records of sets cannot tell apart: two nodes
+// have each one of that name to itself.
+func (n *Node) ambiguous(m catalog.TargetMap) error {
+	for _, g := range n.tgt.Given {
+		for _, r := range m.Targets {
+			if r.Name == g.Record.Name && r.Node != g.Record.Node {
+				return fmt.Errorf("%s: %w: node %s has another target of this name, and a set's record cannot tell them apart; give one of them another name=", r.Name, catalog.ErrConflict, r.Node)
+			}
+		}
+	}
+	return nil
 }
 
 // useTargets carries out the plan.

@@ -17,6 +17,7 @@ type sight struct {
 	silence time.Duration
 	every   time.Duration // between its heartbeats
 	stopped bool          // its process said that it ends
+	sick    string        // it answers, and fails what it is asked to do
 	reached int           // other nodes that reach it
 	missed  int           // other nodes that do not
 }
@@ -69,6 +70,8 @@ func judge(state catalog.TargetState, was judged, s sight, downAfter time.Durati
 		why = "no node reaches it"
 	case silent:
 		why = fmt.Sprintf("no heartbeat for %v", s.silence.Round(time.Second))
+	case s.sick != "":
+		why = s.sick
 	case s.err != "":
 		why = "the coordinator does not reach it: " + s.err
 	case missed > reached:
@@ -109,10 +112,23 @@ type targetJudge struct {
 }
 
 // beatSeen is when a heartbeat came, by this node's clock: those of two nodes
-// may differ.
+// may differ; and the errors of the disk that it told of.
 type beatSeen struct {
-	beat int64
-	at   time.Time
+	beat   int64
+	at     time.Time
+	errors int64 // at since
+	since  time.Time
+}
+
+// hear takes a status in and says how many errors came within sickWithin.
+func (b *beatSeen) hear(st *catalog.TargetStatus, now time.Time) (errors int64) {
+	if st.Beat != b.beat {
+		b.beat, b.at = st.Beat, now
+	}
+	if now.Sub(b.since) > sickWithin || st.Errors < b.errors { // it was started again
+		b.errors, b.since = st.Errors, now
+	}
+	return st.Errors - b.errors
 }
 
 // judgeTargets moves the states of targets in the map until ctx ends. Several
@@ -214,14 +230,21 @@ func (n *Node) sights(j *targetJudge, m catalog.TargetMap, now time.Time) []sigh
 		if v, ok := n.view(r.Name); ok && n.uses(r) {
 			if s.probed = true; v.err != nil {
 				s.err = fmt.Sprintf("%.150s", v.err)
+			} else if v.sick {
+				s.sick = fmt.Sprintf("%d operations on it failed within %v", sickFailures, sickWithin)
 			}
 		}
 		if r.Beats() {
 			key := [2]string{r.Name, r.Node}
 			st := statuses[key]
 			seen, known := j.beats[key]
-			if !known || st.Claim == r.Claim && st.Beat != seen.beat {
-				seen = beatSeen{st.Beat, now}
+			if !known {
+				seen = beatSeen{beat: st.Beat, at: now, errors: st.Errors, since: now}
+			}
+			if st.Claim == r.Claim {
+				if failed := seen.hear(&st, now); failed >= sickFailures {
+					s.sick = fmt.Sprintf("its disk failed %d operations within %v", failed, sickWithin)
+				}
 			}
 			beats[key] = seen
 			s.beats, s.silence, s.every, s.stopped = true, now.Sub(seen.at), max(st.Every, time.Second), st.Stopped && st.Claim == r.Claim

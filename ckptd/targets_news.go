@@ -1,11 +1,13 @@
 package ckptd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier"
@@ -16,14 +18,23 @@ type TargetNews struct {
 	log *slog.Logger
 	mu  struct {
 		sync.Mutex
-		full map[string]bool // refused a column for want of room
+		full   map[string]bool        // refused a column for want of room
+		failed map[string][]time.Time // operations that it failed lately, at most enough to be sick
 	}
 }
+
+// A target that answers, and fails what it is asked to do, is sick: so many
+// failures within so long.
+const (
+	sickFailures = 3
+	sickWithin   = time.Minute
+)
 
 // NewTargetNews makes a TargetNews.
 func NewTargetNews(log *slog.Logger) *TargetNews {
 	n := &TargetNews{log: log}
 	n.mu.full = make(map[string]bool)
+	n.mu.failed = make(map[string][]time.Time)
 	return n
 }
 
@@ -34,6 +45,8 @@ func (n *TargetNews) Trace() remotetier.Trace {
 			n.log.Warn("a target was given up for a blob", "target", target, "blob", blob, "err", err)
 			if errors.Is(err, catalog.ErrNoSpace) {
 				n.setFull(target, true)
+			} else {
+				n.count(target, err)
 			}
 		},
 		Replanned: func(blob string, column int, from, to string, err error) {
@@ -44,11 +57,35 @@ func (n *TargetNews) Trace() remotetier.Trace {
 		},
 		Degraded: func(blob string, column int, target string, err error) {
 			n.log.Warn("a column is missing or bad; the others are read", "blob", blob, "column", column, "target", target, "err", err)
+			n.count(target, err)
 		},
 		Leftover: func(target, blob string, err error) {
 			n.log.Info("a column that should be gone is left for later", "target", target, "blob", blob, "err", err)
 		},
 	}
+}
+
+// count notes a failure that is the target's: of its disk, say. What is not
+// there or damaged is the column's, and a caller may give up.
+func (n *TargetNews) count(target string, err error) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || catalog.ClassOf(err) != nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := append(n.mu.failed[target], time.Now())
+	n.mu.failed[target] = all[max(0, len(all)-sickFailures):]
+}
+
+// sick says that a target failed too much lately.
+func (n *TargetNews) sick(target string) bool {
+	if n == nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := n.mu.failed[target]
+	return len(all) == sickFailures && time.Since(all[0]) < sickWithin
 }
 
 func (n *TargetNews) setFull(target string, full bool) {

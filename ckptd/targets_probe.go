@@ -19,6 +19,7 @@ type probeView struct {
 	space   remotetier.Space
 	latency time.Duration
 	fullAt  int64 // bytes that were free when it refused a column for want of room; -1: it did not
+	sick    bool  // it answers, and fails what it is asked to do
 }
 
 // Limits of probing.
@@ -87,7 +88,8 @@ func (n *Node) probeOnce(ctx context.Context) (changed bool) {
 		} else {
 			n.judgeRoom(t.Name, v)
 		}
-		changed = changed || (last.misses >= missesFail) != (v.misses >= missesFail)
+		v.sick = n.tgt.News.sick(t.Name)
+		changed = changed || last.failing() != v.failing()
 		next[t.Name] = v
 	}
 	n.tgt.mu.views = next
@@ -110,6 +112,9 @@ func (v *probeView) full() bool {
 	return v.err == nil && v.space.Total > 0 && (v.fullAt >= 0 || v.space.Free < v.space.Total/fullShare)
 }
 
+// failing says that this node had better not write there.
+func (v *probeView) failing() bool { return v.misses >= missesFail || v.sick }
+
 // view is what this node saw of a target last; false: nothing yet.
 func (n *Node) view(name string) (probeView, bool) {
 	n.tgt.mu.Lock()
@@ -120,10 +125,10 @@ func (n *Node) view(name string) (probeView, bool) {
 	return probeView{}, false
 }
 
-// failing says that this node cannot reach a target it uses.
+// failing says that this node cannot reach a target it uses, or that it fails.
 func (n *Node) failing(name string) bool {
 	v, ok := n.view(name)
-	return ok && v.misses >= missesFail
+	return ok && v.failing()
 }
 
 // maxUnreached bounds the names of targets in a node's record.

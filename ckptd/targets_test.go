@@ -71,6 +71,7 @@ func TestJudge(t *testing.T) {
 		'o': {probed: true, missed: 2, beats: true, every: time.Second},
 		'h': {probed: true, reached: 2, beats: true, every: time.Second, silence: time.Minute},
 		's': {probed: true, err: "refused", missed: 2, beats: true, stopped: true, every: time.Second},
+		'e': {probed: true, reached: 2, beats: true, every: time.Second, sick: "its disk failed"},
 		'?': {},
 	}
 	for name, c := range map[string]struct {
@@ -87,6 +88,7 @@ func TestJudge(t *testing.T) {
 		"ACutCoordinator":   {"up", "cccccccccccc", "usssssssssss"},
 		"ManyNodesDoNot":    {"up", "oooooooooooo", "usssssssssss"},
 		"NoHeartbeat":       {"up", "hhhhhhhhhhhh", "usssssssssss"},
+		"ItsDiskFails":      {"up", "eeeeeeeeee..", "ussssssssssu"},
 		"NobodyKnows":       {"suspect", "????????????", "ssssssssssss"},
 		"DrainingIsOrdered": {"draining", "xxxxxxxx", "dddddddd"},
 		"DrainedIsOrdered":  {"drained", "........", "dddddddd"},

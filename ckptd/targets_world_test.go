@@ -432,3 +432,64 @@ func TestTargetFull(t *testing.T) {
 		}
 	})
 }
+
+// A target that answers and fails what it is asked to do is suspect until a
+// minute has passed without; what is wrong with a column is not its fault.
+func TestTargetSick(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 1)
+		defer c.stop()
+		c.register("a", "h:1")
+		c.register("b", "h:2")
+		time.Sleep(time.Minute)
+		trace := c.nodes[0].tgt.News.Trace()
+		for range 9 {
+			trace.Degraded("blob", 0, "b", fmt.Errorf("column: %w", catalog.ErrCorrupt))
+			trace.TargetFailed("b", "blob", fmt.Errorf("put: %w", context.Canceled))
+			trace.TargetFailed("a", "blob", errors.New("input/output error"))
+		}
+		time.Sleep(20 * time.Second)
+		c.want("a fails", "a suspect, b up")
+		time.Sleep(2 * time.Minute)
+		c.want("a fails no more", "a up, b up")
+	})
+}
+
+func TestBeatSeenCountsErrors(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	b := beatSeen{since: now}
+	for i, c := range []struct {
+		after  time.Duration
+		errors int64
+		want   int64
+	}{{time.Second, 0, 0}, {time.Second, 2, 2}, {time.Second, 5, 5}, {time.Minute, 6, 0}, {time.Second, 7, 1}, {time.Second, 1, 0}, {time.Second, 4, 3}} {
+		now = now.Add(c.after)
+		if got := b.hear(&catalog.TargetStatus{Beat: int64(i + 1), Errors: c.errors}, now); got != c.want || b.at != now {
+			t.Errorf("step %d: %d errors, want %d", i, got, c.want)
+		}
+	}
+}
+
+// Two nodes whose flags give one name to two directories are told.
+func TestTargetsOfOneName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, 0)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for _, name := range []string{"n1", "n2"} {
+			n, close := c.node(name, Targets{Given: []GivenTarget{
+				{catalog.TargetRecord{Name: "t0", Scheme: "dir", Addrs: []string{"/t0"}, Node: name, By: name}, &plug{Target: targettest.NewMem("t0")}},
+			}})
+			defer close()
+			wg.Go(func() { _ = n.cat.Run(ctx) })
+			wg.Go(func() { _ = n.followTargets(ctx) })
+		}
+		defer func() { cancel(); wg.Wait(); c.stop() }()
+		time.Sleep(time.Minute)
+		for _, n := range c.nodes {
+			if said := strings.Join(n.troubles(), "\n"); !strings.Contains(said, "cannot tell them apart") {
+				t.Errorf("%s: trouble: %s", n.cfg.Name, said)
+			}
+		}
+	})
+}

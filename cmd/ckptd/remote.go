@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -32,7 +33,14 @@ const fromCatalog = "catalog"
 func parseRemote(specs []string, data, node string) (given []catalog.TargetRecord, follow bool, err error) {
 	if len(specs) == 0 {
 		for i := range 3 {
-			specs = append(specs, fmt.Sprintf("dir:%s,name=t%d", filepath.Join(data, "targets", fmt.Sprintf("t%d", i)), i))
+			dir := filepath.Join(data, "targets", fmt.Sprintf("t%d", i))
+			name, err := target.NameOf(vfs.OS, dir)
+			if errors.Is(err, fs.ErrNotExist) { // of a node: others may have the same directories
+				name = fmt.Sprintf("%.56s-t%d", node, i)
+			} else if err != nil {
+				return nil, false, fmt.Errorf("target in %s: %w", dir, err)
+			}
+			specs = append(specs, "dir:"+dir+",name="+name)
 		}
 	}
 	if len(specs) == 1 && specs[0] == "none" {

@@ -216,9 +216,15 @@ func (d *Dir) Close() error { return d.lock.Close() }
 // Name is the target's name.
 func (d *Dir) Name() string { return d.name }
 
-// Space is that of the file system the directory is on.
+// Space is that of the file system the directory is on. A disk that is gone
+// from under it is ErrUnavailable, although the mount point is still there.
 func (d *Dir) Space(ctx context.Context) (remotetier.Space, error) {
 	if err := ctx.Err(); err != nil {
+		return remotetier.Space{}, err
+	}
+	if _, err := d.fs.Stat(d.path(idFile)); errors.Is(err, fs.ErrNotExist) {
+		return remotetier.Space{}, fmt.Errorf("target %s: %w: %s has no %s any more: is its disk still mounted?", d.name, catalog.ErrUnavailable, d.dir, idFile)
+	} else if err != nil {
 		return remotetier.Space{}, err
 	}
 	total, free, err := d.fs.Space(d.dir)
