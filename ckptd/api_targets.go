@@ -98,6 +98,9 @@ func (n *Node) usedRows(ctx context.Context) []wire.Target {
 			}
 		}
 		row.Trouble = troubleOf(&row, r.Beats(), said[[2]string{r.Name, r.Node}])
+		if t.Err == nil && t.State != t.Given { // it answers, and does not do what it is asked
+			row.Trouble = strings.TrimPrefix(fmt.Sprintf("%s; this node avoids it: %d operations failed, the last: %v", row.Trouble, t.Errors, t.Failed), "; ")
+		}
 		rows = append(rows, row)
 	}
 	return rows

@@ -112,3 +112,55 @@ func fullAt(op string, n int64) func(string, remotetier.Key) error {
 		return nil
 	}
 }
+
+// TestCrowdedPlaceIsMended: with targets to spare a mender moves one of two
+// columns away from their target, and the other stays; and it rebuilds both
+// when the target is lost.
+func TestCrowdedPlaceIsMended(t *testing.T) {
+	b := random(900_000, 1)
+	for _, lost := range []bool{false, true} {
+		w := newWorld(8, remotetier.Options{})
+		for _, m := range w.mems[5:] {
+			m.SetTotal(1)
+		}
+		p := mustPut(t, w.Tier, b, layout(4, 2, 65536))
+		for _, m := range w.mems[5:] {
+			m.SetTotal(1 << 40)
+		}
+		twice, first, second := "", -1, -1
+		for c, name := range p.Targets {
+			if at := slices.Index(p.Targets, name); at != c {
+				twice, first, second = name, at, c
+			}
+		}
+		if twice == "" {
+			t.Fatalf("on %v", p.Targets)
+		}
+		m := w.mems[twice[1]-'0']
+		opt := remotetier.MendOptions{Move: map[int]string{second: "t7"}}
+		if lost {
+			m.Fault(func(string, remotetier.Key) error { return fmt.Errorf("dial: %w", catalog.ErrUnavailable) })
+			opt = remotetier.MendOptions{Leave: func(name string) bool { return name == twice }}
+		}
+		res, err := w.Mend(t.Context(), p, opt)
+		if err != nil || len(res.Left) > 0 {
+			t.Fatalf("lost=%v: Mend = %+v, %v", lost, res, err)
+		}
+		if err := w.DropReplaced(t.Context(), res); (err != nil) != lost {
+			t.Errorf("lost=%v: DropReplaced = %v", lost, err)
+		}
+		on := slices.Compact(slices.Sorted(slices.Values(res.Place.Targets)))
+		if len(on) != 6 || !lost && (res.Place.Targets[first] != twice || res.Place.Targets[second] != "t7") || lost && slices.Contains(on, twice) {
+			t.Errorf("lost=%v: moved from %v to %v", lost, p.Targets, res.Place.Targets)
+		}
+		if err := w.Verify(t.Context(), res.Place); err != nil {
+			t.Errorf("lost=%v: %v", lost, err)
+		}
+		if m.Fault(nil); lost { // it is back, with what it had
+			if s, err := w.RemoveStrays(t.Context(), res.Place); err != nil || s.Columns != 2 {
+				t.Errorf("RemoveStrays = %+v, %v, want its two columns", s, err)
+			}
+		}
+		w.onlyPlaced(t, fmt.Sprint("lost=", lost), res.Place)
+	}
+}

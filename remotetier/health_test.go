@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -196,7 +197,7 @@ func TestTargetWithABadDiskIsTriedAgainLater(t *testing.T) {
 		if n := failed.Load(); n != 1 {
 			t.Errorf("it was written to %d times, want 1: there are others", n)
 		}
-		if s := w.Targets(t.Context())[0]; s.State != catalog.TargetSuspect || s.Errors != 1 || s.Err != nil {
+		if s := w.Targets(t.Context())[0]; s.State != catalog.TargetSuspect || s.Given != catalog.TargetUp || s.Errors != 1 || s.Err != nil || !errors.Is(s.Failed, errDisk) {
 			t.Errorf("Targets = %+v", s)
 		}
 		time.Sleep(30 * time.Second) // of the bubble
@@ -306,4 +307,70 @@ func TestReadersAskDoubtfulTargetsLast(t *testing.T) {
 	if got, _, err := readAll(t, w.Tier, p); err != nil || !bytes.Equal(got, b) {
 		t.Error(err)
 	}
+}
+
+// mute answers nothing at all.
+type mute struct{ *targettest.Mem }
+
+func (m mute) Space(ctx context.Context) (remotetier.Space, error) {
+	<-ctx.Done()
+	return remotetier.Space{}, ctx.Err()
+}
+
+func (m mute) List(ctx context.Context, _ string) iter.Seq2[remotetier.Entry, error] {
+	return func(yield func(remotetier.Entry, error) bool) {
+		<-ctx.Done()
+		yield(remotetier.Entry{}, ctx.Err())
+	}
+}
+
+func (m mute) Open(ctx context.Context, _ remotetier.Key) (remotetier.ColumnReader, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+func (m mute) Remove(ctx context.Context, _ remotetier.Key) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestSmallRecordsDoNotWaitForMuteTargets for ever; and when one is known to
+// be down, not at all.
+func TestSmallRecordsDoNotWaitForMuteTargets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		infos := infosOf("a", "b", "c")
+		tier := remotetier.New(infos, remotetier.Options{})
+		for len(infos[0].Target.(*targettest.Mem).Keys()) == 0 {
+			if _, err := tier.PutSmall(t.Context(), "small", []byte("first"), 2); err != nil {
+				t.Fatal(err)
+			}
+		}
+		infos[0].Target = mute{infos[0].Target.(*targettest.Mem)}
+		if err := tier.SetTargets(infos); err != nil {
+			t.Fatal(err)
+		}
+		want := "first"
+		for i := range 10 {
+			begin := time.Now()
+			got, _, err := tier.GetSmall(t.Context(), "small")
+			if err != nil || string(got) != want {
+				t.Errorf("%d: GetSmall = %q, %v, want %q", i, got, err, want)
+			}
+			want = fmt.Sprint("version ", i)
+			if p, err := tier.PutSmall(t.Context(), "small", []byte(want), 2); err != nil || slices.Contains(p.Targets, "a") {
+				t.Errorf("%d: PutSmall: on %v, %v", i, p.Targets, err)
+			}
+			took := time.Since(begin)
+			if i == 0 && took > 30*time.Second || i > 2 && took > 0 {
+				t.Errorf("%d: a small record was read and replaced in %v", i, took)
+			}
+		}
+		infos[0].Target = infos[0].Target.(mute).Mem // what it has is old
+		if err := tier.SetTargets(infos); err != nil {
+			t.Fatal(err)
+		}
+		if got, _, err := tier.GetSmall(t.Context(), "small"); err != nil || string(got) != want {
+			t.Errorf("GetSmall = %q, %v, want %q", got, err, want)
+		}
+	})
 }

@@ -67,10 +67,12 @@ type TargetStatus struct {
 	Name    string
 	Domain  string
 	Pool    string
-	State   catalog.TargetState // the one it was given, or what this Tier has met if that is worse
+	Given   catalog.TargetState // the state that SetTargets was told
+	State   catalog.TargetState // the same, or what this Tier has met if that is worse
 	Space   Space
 	Full    bool          // the last column that was to go there had no room
 	Errors  int64         // operations of this Tier that it failed
+	Failed  error         // the last of these, until it does what it failed at
 	Latency time.Duration // of its answers to small requests, the mean of the last few; 0: none yet
 	Err     error         // why it cannot be used, if so
 }
@@ -116,8 +118,8 @@ func (m *members) ask(ctx context.Context, which func(*TargetInfo) bool) []Targe
 func (ti *TargetInfo) status(space Space, err error) TargetStatus {
 	h := ti.watch.met()
 	return TargetStatus{
-		Name: ti.Name(), Domain: ti.Domain, Pool: ti.Pool, State: worse(ti.State, h.state()),
-		Space: space, Full: h.short > 0, Errors: h.errors, Latency: h.latency, Err: err,
+		Name: ti.Name(), Domain: ti.Domain, Pool: ti.Pool, Given: ti.State.OrUp(), State: worse(ti.State, h.state()),
+		Space: space, Full: h.short > 0, Errors: h.errors, Failed: h.err, Latency: h.latency, Err: err,
 	}
 }
 

@@ -145,6 +145,7 @@ func (r *Reader) Report() Report {
 	}
 	slices.Sort(rep.Missing)
 	slices.Sort(rep.Corrupt)
+	rep.Missing, rep.Corrupt = slices.Compact(rep.Missing), slices.Compact(rep.Corrupt) // a target may have two columns
 	return rep
 }
 

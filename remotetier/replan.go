@@ -164,21 +164,13 @@ func (p *put) close(columns []int) {
 // tidy removes what commits left that are no part of the result: after a Put
 // that failed all of them, otherwise those that were made good elsewhere.
 func (p *put) tidy(ctx context.Context, done bool) {
-	var g errgroup.Group
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-	defer cancel()
+	var left []copyAt
 	for _, at := range p.tried {
-		if done && p.names[at.key.Column] == at.target {
-			continue
+		if !done || p.names[at.key.Column] != at.target {
+			left = append(left, at)
 		}
-		g.Go(func() error {
-			if err := p.targets.byName[at.target].Remove(ctx, at.key); err != nil && p.tier.opt.Trace.Leftover != nil {
-				p.tier.opt.Trace.Leftover(at.target, p.blob, err)
-			}
-			return nil
-		})
 	}
-	_ = g.Wait()
+	p.tier.removeAll(context.WithoutCancel(ctx), p.targets, left)
 }
 
 // crowded tells of targets that got more than one column.

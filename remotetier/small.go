@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
@@ -48,11 +49,7 @@ func (t *Tier) putSmall(ctx context.Context, pool, blob string, b []byte, copies
 	if err != nil {
 		return catalog.Place{}, err
 	}
-	for _, f := range found {
-		if err := now.byName[f.target].Remove(ctx, f.key); err != nil && t.opt.Trace.Leftover != nil {
-			t.opt.Trace.Leftover(f.target, blob, err)
-		}
-	}
+	t.removeAll(ctx, now, found)
 	return place, nil
 }
 
@@ -69,7 +66,9 @@ func (t *Tier) GetSmall(ctx context.Context, blob string) ([]byte, catalog.Place
 	found, err := now.copies(ctx, blob)
 	var bad []error
 	for _, f := range found {
-		b, place, err := now.readSmall(ctx, f)
+		var b []byte
+		var place catalog.Place
+		err := within(ctx, openTime, func(ctx context.Context) (err error) { b, place, err = now.readSmall(ctx, f); return err })
 		if err == nil {
 			return b, place, nil
 		}
@@ -93,35 +92,86 @@ type copyAt struct {
 }
 
 // copies lists the columns of one blob on all targets, newest generation
-// first. The error is about targets that did not answer.
+// first. The error is about targets that did not answer. One that is down is
+// asked only when the others have nothing.
 func (m *members) copies(ctx context.Context, blob string) ([]copyAt, error) {
 	var mu sync.Mutex
 	var all []copyAt
 	var errs []error
-	var g errgroup.Group
-	for i := range m.all {
-		ti := &m.all[i]
-		g.Go(func() error {
-			for e, err := range ti.List(ctx, blob) {
-				if err == nil && e.Key.Blob != blob {
-					break // a folder's own columns come first
-				}
+	list := func(targets []*TargetInfo) {
+		var g errgroup.Group
+		g.SetLimit(askParallel)
+		for _, ti := range targets {
+			g.Go(func() error {
+				found, err := ti.copies(ctx, blob)
 				mu.Lock()
+				defer mu.Unlock()
+				all = append(all, found...)
 				if err != nil {
 					errs = append(errs, fmt.Errorf("target %s: %w", ti.Name(), err))
-				} else {
-					all = append(all, copyAt{e.Key, ti.Name()})
 				}
-				mu.Unlock()
+				return nil
+			})
+		}
+		_ = g.Wait()
+	}
+	var asked, resting []*TargetInfo
+	for i := range m.all {
+		ti := &m.all[i]
+		if h := ti.watch.met(); h.rests(time.Now()) {
+			resting = append(resting, ti)
+		} else {
+			asked = append(asked, ti)
+		}
+	}
+	if list(asked); len(all) == 0 {
+		list(resting)
+	} else {
+		for _, ti := range resting {
+			h := ti.watch.met()
+			errs = append(errs, fmt.Errorf("target %s: %w", ti.Name(), h.why()))
+		}
+	}
+	slices.SortFunc(all, func(a, b copyAt) int {
+		return cmp.Or(cmp.Compare(b.key.Generation, a.key.Generation), cmp.Compare(a.key.Column, b.key.Column), cmp.Compare(a.target, b.target))
+	})
+	return all, errors.Join(errs...)
+}
+
+// copies lists the columns of one blob on one target.
+func (ti *TargetInfo) copies(ctx context.Context, blob string) (all []copyAt, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, askTime, errSilent)
+	defer cancel()
+	for e, err := range ti.List(ctx, blob) {
+		if err != nil {
+			if context.Cause(ctx) == errSilent {
+				err = errSilent
+			}
+			return all, err
+		}
+		if e.Key.Blob != blob {
+			break // a folder's own columns come first
+		}
+		all = append(all, copyAt{e.Key, ti.Name()})
+	}
+	return all, nil
+}
+
+// removeAll removes columns, at once and within a time limit, and tells of those it
+// could not remove.
+func (t *Tier) removeAll(ctx context.Context, m *members, columns []copyAt) {
+	var g errgroup.Group
+	g.SetLimit(askParallel)
+	for _, at := range columns {
+		g.Go(func() error {
+			err := within(ctx, cleanupTime, func(ctx context.Context) error { return m.byName[at.target].Remove(ctx, at.key) })
+			if err != nil && t.opt.Trace.Leftover != nil {
+				t.opt.Trace.Leftover(at.target, at.key.Blob, err)
 			}
 			return nil
 		})
 	}
 	_ = g.Wait()
-	slices.SortFunc(all, func(a, b copyAt) int {
-		return cmp.Or(cmp.Compare(b.key.Generation, a.key.Generation), cmp.Compare(a.key.Column, b.key.Column), cmp.Compare(a.target, b.target))
-	})
-	return all, errors.Join(errs...)
 }
 
 // readSmall reads a whole copy and checks it against its BLAKE3.
