@@ -18,7 +18,7 @@ type Options struct {
 	Rate       int64           // bytes/s that all Puts write and Verifies read together, parity included; 0: no limit
 	Traffic    traffic.Options // between what this Tier does for several classes; Rate, where given, is that of traffic.Drain
 	Parallel   int             // reads that one call has in flight; default 8
-	Memory     int64           // bytes of column data in buffers, over all calls; default 64 MiB, at least 8 MiB
+	Memory     int64           // bytes of column data in buffers, over all calls; default 144 MiB, at least 8 MiB
 	Generation func() uint64   // default: the clock, in nanoseconds
 	Trace      Trace
 }
@@ -39,7 +39,10 @@ type Trace struct {
 }
 
 const (
-	defaultMemory   = 64 << 20
+	// Half of it is a Put's ring: three batches of 4+2 columns with 4 MiB each.
+	// What an exchange with a target costs does not depend on its bytes, and
+	// with 1 MiB at a time the targets spent a quarter of their time on it.
+	defaultMemory   = 144 << 20
 	minMemory       = 8 << 20
 	defaultParallel = 8
 )

@@ -94,7 +94,11 @@ func (s *sums) block(b []byte) int {
 	at := s.off - pageSize
 	end := min(at/stripe.Block*stripe.Block+stripe.Block, s.data)
 	n := min(int64(len(b)), end-at)
-	s.crc = crc32.Update(s.crc, castagnoli, b[:n])
+	if s.crc == 0 { // a block's beginning, or as good as that
+		s.crc = catalog.Sum32C(b[:n])
+	} else {
+		s.crc = crc32.Update(s.crc, castagnoli, b[:n])
+	}
 	if at+n == end {
 		s.crcs = append(s.crcs, s.crc)
 		s.crc = 0

@@ -116,6 +116,9 @@ func drainParts(at *saved, dir string, data []byte, k, m int) []*part {
 			return nil
 		}},
 		{name: "Reed-Solomon", do: func() error { return encode(data, k, m) }},
+		{name: "CRC32C of the columns", do: func() error {
+			return errors.Join(sumCRC(data)(), sumCRC(data[:len(data)/k*m])())
+		}},
 		{name: "loopback TCP of the columns", do: sendMemory(data, k, m)},
 		{name: "O_DIRECT write of the columns", do: func() error { return writeColumns(dir, data, k, m) }},
 	}
