@@ -30,14 +30,18 @@ GOFILES  = $$(git ls-files --cached --others --exclude-standard '*.go' | while r
 # $(call step,what is done,what it needs,command): one command whose failure is explained in one line.
 step = @$(3) || { echo >&2; echo "make: $(1) did not work. It needs $(2)." >&2; exit 1; }
 
-.PHONY: build quickstart test gotest pytest check race fuzz crash bench golden clean help gomods
+.PHONY: build build-ofi quickstart test gotest pytest test-ofi libfabric check race fuzz crash bench golden clean help gomods
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 build: gomods ## bin/ckptd and bin/ckpt
 	@mkdir -p bin
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/ckptd ./cmd/ckpt
+
+build-ofi: gomods libfabric ## the same with RDMA, by libfabric
+	@mkdir -p bin
+	CGO_ENABLED=1 $(GO) build -tags ofi -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/ckptd ./cmd/ckpt
 
 quickstart: build $(VENV)/.quickstart ## the main job, end to end, on real weights, with kills and losses on the way
 	@$(WITHSDK) $(VENVPY) $(PY)/examples/quickstart.py --bin bin
@@ -50,6 +54,11 @@ gotest: gomods $(TOOLS)/versitygw-$(strip $(VERSITYGW))
 
 pytest: build $(VENV)/.test
 	$(WITHSDK) $(VENVPY) -m pytest -q $(PY)/tests
+
+test-ofi: gomods libfabric ## the RDMA fabric's suite, and a daemon with targets, over libfabric's provider tcp
+	CGO_ENABLED=1 $(GO) vet -tags ofi ./remotetier/fabric/ofi ./cmd/ckptd
+	CGO_ENABLED=1 $(GO) test -count=1 -tags ofi -timeout 10m ./remotetier/fabric/ofi
+	CGO_ENABLED=1 $(GO) test -count=1 -tags ofi -timeout 10m -run RDMA ./cmd/ckptd
 
 check: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) $(TOOLS)/staticcheck-$(STATICCHECK) .cache/py/.stamp-$(RUFF)-$(PYRIGHT) $(VENV)/.test ## linters of Go and Python, and the layer test
 	@unformatted=$$(gofmt -l $(GOFILES)); test -z "$$unformatted" || { echo "gofmt -w these: $$unformatted"; exit 1; }
@@ -94,6 +103,10 @@ clean: ## everything that was built here
 gomods:
 	$(call step,finding Go,a Go toolchain (the version is in go.mod); see https://go.dev/dl,command -v $(GO) >/dev/null)
 	$(call step,downloading the Go modules,a Go module proxy (GOPROXY=$$($(GO) env GOPROXY)) or a filled module cache,$(GO) mod download)
+
+libfabric:
+	$(call step,installing libfabric,a C compiler and libfabric-dev (the tag ofi is for Linux with Debian's packages or libfabric 1.17 in the compiler's path),\
+		test -e /usr/include/rdma/fabric.h && command -v gcc >/dev/null || test/rdma/packages.sh libfabric-dev gcc libc6-dev)
 
 $(VENV)/.made:
 	$(call step,making a virtual environment in .venv,Python 3.10 or newer with the venv module (python3-venv on Debian and Ubuntu),\

@@ -44,6 +44,7 @@ var layers = map[string][]string{
 	"remotetier/fabric":       {"remotetier/traffic", "catalog"},
 	"remotetier/fabric/frame": {"remotetier/fabric", "catalog"},
 	"remotetier/fabric/rails": {"remotetier/fabric", "catalog"},
+	"remotetier/fabric/ofi":   {"remotetier/fabric/frame", "remotetier/fabric/rails", "remotetier/fabric", "catalog"},
 	"remotetier/fabric/tcp":   {"remotetier/fabric/frame", "remotetier/fabric/rails", "remotetier/fabric", "catalog"},
 	"remotetier/target":       {"remotetier", "remotetier/stripe", "remotetier/traffic", "remotetier/fabric", "localtier/vfs", "catalog"},
 	"remotetier/posix":        {"remotetier", "remotetier/plain", "localtier/vfs", "catalog"},
@@ -53,7 +54,7 @@ var layers = map[string][]string{
 		"restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
 		"remotetier", "remotetier/stripe", "remotetier/planes", "sdk/wire", "catalog",
 	},
-	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/posix", "remotetier/target", "remotetier/fabric", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "sdk/wire", "catalog"},
+	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/posix", "remotetier/target", "remotetier/fabric", "remotetier/fabric/ofi", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "sdk/wire", "catalog"},
 	"cmd/ckpt":  {"cmd/ckpt/bench", "sdk/ckpt", "sdk/bundle", "shardwriter/shardfile", "sdk/wire", "catalog"},
 	// The yardsticks of a benchmark are the parts that the product is made of.
 	"cmd/ckpt/bench": {"sdk/ckpt", "remotetier/planes", "shardwriter/shardfile", "catalog/natscatalog", "sdk/wire", "catalog"},

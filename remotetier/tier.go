@@ -20,7 +20,11 @@ type Options struct {
 	Parallel   int             // reads that one call has in flight; default 8
 	Memory     int64           // bytes of column data in buffers, over all calls; default 144 MiB, at least 8 MiB
 	Generation func() uint64   // default: the clock, in nanoseconds
-	Trace      Trace
+	// Mapped is told of the large pieces of that memory when they are mapped, and
+	// what it gives when they are unmapped again: a fabric with remote memory
+	// access registers them. Both may be nil.
+	Mapped func(mem []byte) (unmap func())
+	Trace  Trace
 }
 
 // Trace is told what the Tier met and dealt with; nil fields are off. The
@@ -75,7 +79,7 @@ func New(targets []TargetInfo, opt Options) *Tier {
 	if opt.Generation == nil {
 		opt.Generation = func() uint64 { return uint64(time.Now().UnixNano()) }
 	}
-	t := &Tier{opt: opt, bufs: newBuffers(opt.Memory)}
+	t := &Tier{opt: opt, bufs: newBuffers(opt.Memory, opt.Mapped)}
 	t.mu.inFlight = map[uint64]string{}
 	if opt.Rate > 0 {
 		opt.Traffic.Rates = maps.Clone(opt.Traffic.Rates)

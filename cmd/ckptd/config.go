@@ -32,6 +32,7 @@ type settings struct {
 	NATSListen  string   `toml:"nats-listen"`
 	NATSCreds   string   `toml:"nats-creds"`
 	Remote      []string `toml:"remote"`
+	OFIProvider string   `toml:"ofi-provider"`
 	Layout      string   `toml:"layout"`
 	Unit        string   `toml:"unit"`
 	Compress    string   `toml:"compress"`
@@ -63,6 +64,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.NATSListen, "nats-listen", "", "HOST:PORT where the server inside the daemon takes other nodes")
 	f.StringVar(&s.NATSCreds, "nats-creds", "", "credentials file for --nats")
 	f.StringArrayVar(&s.Remote, "remote", nil, "a remote target, may be repeated: "+remoteSyntax+"; catalog: those that are registered in the catalog; none: to keep sets local (default three directories below DATA/targets)")
+	f.StringVar(&s.OFIProvider, "ofi-provider", "verbs", ofiProviderUsage)
 	f.StringVar(&s.Layout, "layout", "", "data and parity columns of runs without a policy, as 4+2 (default by the number of targets)")
 	f.StringVar(&s.Unit, "unit", "1MiB", "stripe unit")
 	f.StringVar(&s.Compress, "compress", "", "zstd: compress shards of runs without a policy on their way to the remote tier, without loss (default none)")

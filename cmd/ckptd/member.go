@@ -54,7 +54,8 @@ func (m *memberSettings) check(listen []string) error {
 	}
 	if len(m.Advertise) == 0 {
 		for _, a := range listen {
-			host, _, err := net.SplitHostPort(a)
+			addr, _ := byRDMA(a)
+			host, _, err := net.SplitHostPort(addr)
 			if ip := net.ParseIP(host); err == nil && (host == "" || ip != nil && ip.IsUnspecified()) {
 				return fmt.Errorf("--listen %s: %w: it takes every address of the host, so daemons do not know which; give --advertise HOST:PORT", a, catalog.ErrInvalid)
 			}
@@ -67,7 +68,11 @@ func (m *memberSettings) check(listen []string) error {
 // joinCluster keeps the target's place in the catalog until ctx ends. NATS
 // servers that are away are waited for; the target serves meanwhile.
 func (s *targetSettings) joinCluster(ctx context.Context, srv *target.Server, listeners []fabric.Listener, log *slog.Logger) error {
-	opt := target.MemberOptions{Scheme: "tcp", Addrs: s.member.Advertise, Pool: s.member.Pool, Weight: s.member.Weight, Trace: target.MemberTrace{
+	scheme, err := s.scheme()
+	if err != nil {
+		return err
+	}
+	opt := target.MemberOptions{Scheme: scheme, Addrs: s.member.Advertise, Pool: s.member.Pool, Weight: s.member.Weight, Trace: target.MemberTrace{
 		Joined: func(v int64) { log.Info("joined the cluster", "name", s.Name, "map", v) },
 		Away: func(err error, wait time.Duration) {
 			log.Warn("the catalog was not told", "err", err, "in", wait.Round(time.Millisecond))
@@ -76,10 +81,6 @@ func (s *targetSettings) joinCluster(ctx context.Context, srv *target.Server, li
 			log.Error("this target was taken out of the cluster; it serves on, and joins again when it is started again", "name", s.Name, "map", v)
 		},
 	}}
-	if s.TLSCert != "" {
-		opt.Scheme = "tls"
-	}
-	var err error
 	if opt.Every, err = parseDuration("heartbeat", s.member.Heartbeat); err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/ckptd"
 	"github.com/ckptd/ckptd/localtier/vfs"
+	"github.com/ckptd/ckptd/remotetier/fabric/ofi"
 	"github.com/ckptd/ckptd/remotetier/fabric/tcp"
 	"github.com/ckptd/ckptd/remotetier/posix"
 	"github.com/ckptd/ckptd/remotetier/target"
@@ -75,12 +76,38 @@ type opener struct {
 	token string
 	log   *slog.Logger
 	tls   func() (*tls.Config, error) // made once, when somebody needs it
+	rdma  ofi.Net                     // nil: this program has none
+	none  error                       // and why
+	warn  sync.Once                   // about memory
 }
 
-func newOpener(s *settings, token string, log *slog.Logger) *opener {
-	return &opener{s: s, token: token, log: log, tls: sync.OnceValues(func() (*tls.Config, error) {
+func newOpener(s *settings, token string, log *slog.Logger, open *opened) *opener {
+	o := &opener{s: s, token: token, log: log, tls: sync.OnceValues(func() (*tls.Config, error) {
 		return clientTLS(s.TLSCert, s.TLSKey, s.TLSCA)
 	})}
+	// It opens nothing before there is a target to reach.
+	if o.rdma, o.none = ofi.New(ofi.Options{Provider: s.OFIProvider, Token: token}); o.rdma != nil {
+		open.add(closeFunc(func() error {
+			if st := o.rdma.Stats(); st.DirectBytes+st.CopiedBytes > 0 {
+				log.Info("moved by remote memory access", "provider", s.OFIProvider, "direct", st.DirectBytes, "copied", st.CopiedBytes)
+			}
+			return o.rdma.Close()
+		}))
+	}
+	return o
+}
+
+// mapped makes the remote tier's memory known to the fabric that moves bytes
+// to and from it without a copy. What it refuses is copied.
+func (o *opener) mapped(mem []byte) (unmap func()) {
+	if o.rdma == nil {
+		return nil
+	}
+	unmap, err := o.rdma.Register(mem)
+	if err != nil {
+		o.warn.Do(func() { o.log.Warn("memory is not used by RDMA but copied", "err", err) })
+	}
+	return unmap
 }
 
 // openMember opens a target of the map, and makes nothing: a directory must be
@@ -122,6 +149,12 @@ func (o *opener) open(ctx context.Context, r catalog.TargetRecord) (ckptd.OpenTa
 			}
 		}
 		return target.Dial(ctx, tcp.New(opt), r.Addrs, target.RemoteOptions{Name: r.Name, Domain: r.Domain})
+	}
+	if r.Scheme == "ofi" {
+		if o.rdma == nil {
+			return nil, fmt.Errorf("target %s: %w", r.Name, o.none)
+		}
+		return target.Dial(ctx, o.rdma, r.Addrs, target.RemoteOptions{Name: r.Name, Domain: r.Domain})
 	}
 	return nil, fmt.Errorf("target %s: %w: this daemon cannot open a %s target", r.Name, catalog.ErrInvalid, r.Scheme)
 }

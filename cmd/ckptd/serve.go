@@ -199,12 +199,12 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 	}
 	open.add(t.Local)
 	if len(records) > 0 || follow {
-		o := newOpener(s, cfg.Token, log)
+		o := newOpener(s, cfg.Token, log, open)
 		t.Targets = ckptd.Targets{Follow: follow, Open: o.openMember, Make: o.open, News: ckptd.NewTargetNews(log)}
 		if t.Targets.Given, err = o.openGiven(ctx, records, open); err != nil {
 			return t, err
 		}
-		t.Remote = remotetier.New(nil, remotetier.Options{Rate: rate, Trace: t.Targets.News.Trace()})
+		t.Remote = remotetier.New(nil, remotetier.Options{Rate: rate, Trace: t.Targets.News.Trace(), Mapped: o.mapped})
 	}
 	t.Catalog, err = openCatalog(ctx, s, cfg, log, open)
 	return t, err

@@ -19,6 +19,7 @@ import (
 	"github.com/ckptd/ckptd/localtier/vfs"
 	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/remotetier/fabric"
+	"github.com/ckptd/ckptd/remotetier/fabric/ofi"
 	"github.com/ckptd/ckptd/remotetier/fabric/tcp"
 	"github.com/ckptd/ckptd/remotetier/target"
 )
@@ -30,6 +31,7 @@ type targetSettings struct {
 	TLSCert, TLSKey, TLSCA string
 	TokenFile              string
 	Insecure               bool
+	OFIProvider            string
 	Buffers                string
 	MaxConns, DiskOps      int
 	LogLevel               string
@@ -41,14 +43,14 @@ func newTarget() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "target", Short: "Serve one directory of the remote tier to daemons", Args: cobra.NoArgs,
 		Long: "Serve one directory as a stripe target of the remote tier. Daemons use it by\n" +
-			"--remote tcp:HOST:PORT (or tls:), or, with --nats, by --remote catalog: then the target\n" +
+			"--remote tcp:HOST:PORT (or tls:, ofi:), or, with --nats, by --remote catalog: then the target\n" +
 			"registers itself, and daemons follow. The directory needs no index: a target can be\n" +
 			"stopped, moved and started again.",
 		RunE: func(cmd *cobra.Command, _ []string) error { return runTarget(cmd.Context(), s) },
 	}
 	f := cmd.Flags()
 	f.StringVar(&s.Dir, "dir", "", "directory of the target, made when missing; it should have a disk of its own")
-	f.StringSliceVar(&s.Listen, "listen", nil, "HOST:PORT, may be repeated: several networks to the same target; off loopback it needs TLS and a token")
+	f.StringSliceVar(&s.Listen, "listen", nil, "HOST:PORT, or ofi:HOST:PORT for RDMA, may be repeated: several networks to the same target; off loopback it needs TLS and a token")
 	f.StringVar(&s.Name, "name", "", "name of the target, unique and for ever (default the directory's, or the host's name and the directory's)")
 	f.StringVar(&s.Domain, "domain", "", "what fails together with this target: a host, a rack")
 	f.StringVar(&s.TLSCert, "tls-cert", "", "certificate file, PEM: turns TLS on")
@@ -56,6 +58,7 @@ func newTarget() *cobra.Command {
 	f.StringVar(&s.TLSCA, "tls-ca", "", "file of the authorities that sign clients, PEM: clients must then show certificates")
 	f.StringVar(&s.TokenFile, "token-file", "", "file with the secret that clients must know")
 	f.BoolVar(&s.Insecure, "insecure", false, "allow listening off loopback without TLS and token")
+	f.StringVar(&s.OFIProvider, "ofi-provider", "verbs", ofiProviderUsage)
 	f.StringVar(&s.Buffers, "buffers", "64MiB", "memory for columns on their way to the disk")
 	f.IntVar(&s.MaxConns, "max-conns", 1024, "connections at one time, for each --listen")
 	f.IntVar(&s.DiskOps, "disk-ops", 16, "writes, commits and look-ups on the disk at one time")
@@ -74,11 +77,9 @@ func runTarget(ctx context.Context, s targetSettings) (err error) {
 	if err != nil {
 		return err
 	}
-	fab := tcp.New(opt)
-	for _, addr := range s.Listen { // refuse before anything is opened
-		if err := fab.CheckListen(addr); err != nil {
-			return fmt.Errorf("%w; give --tls-cert, --tls-key and --token-file, or --insecure", err)
-		}
+	nets := &networks{tcp: tcp.New(opt), opt: ofi.Options{Provider: s.OFIProvider, Token: opt.Token, Insecure: opt.Insecure, MaxConns: opt.MaxConns}}
+	if err := nets.check(s.Listen); err != nil {
+		return err
 	}
 	if err := target.CheckDomain(s.Domain); err != nil {
 		return fmt.Errorf("--domain: %w", err)
@@ -92,7 +93,13 @@ func runTarget(ctx context.Context, s targetSettings) (err error) {
 		return err
 	}
 	open.add(opt.Buffers)
-	fab = tcp.New(opt)
+	nets.tcp, nets.opt.Buffers = tcp.New(opt), opt.Buffers
+	if rdma, _ := wantsRDMA(s.Listen); rdma {
+		if nets.rdma, err = ofi.New(nets.opt); err != nil {
+			return fmt.Errorf("--listen: %w", err)
+		}
+		open.add(nets.rdma)
+	}
 	if s.Name, err = targetName(s.Name, s.Dir); err != nil {
 		return err
 	}
@@ -110,7 +117,7 @@ func runTarget(ctx context.Context, s targetSettings) (err error) {
 	}
 	var listeners []fabric.Listener
 	for _, addr := range s.Listen {
-		l, err := fab.Listen(addr)
+		l, err := nets.listen(addr)
 		if err != nil {
 			return err
 		}
@@ -127,6 +134,10 @@ func runTarget(ctx context.Context, s targetSettings) (err error) {
 		err = nil
 	}
 	st := srv.Stats()
+	if nets.rdma != nil {
+		moved := nets.rdma.Stats()
+		log.Info("moved by remote memory access", "provider", s.OFIProvider, "read", moved.ReadBytes, "written", moved.WrittenBytes)
+	}
 	log.Info("target stopped", "name", s.Name, "columns", st.Columns, "bytes_in", st.BytesIn, "bytes_out", st.BytesOut, "failed", st.Failed, "err", err)
 	return err
 }

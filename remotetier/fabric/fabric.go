@@ -131,3 +131,12 @@ type Fabric interface {
 	// Listen opens an address for clients.
 	Listen(addr string) (Listener, error)
 }
+
+// Registrar is a Fabric with remote memory access: it moves bytes without a
+// copy to and from memory it was told of.
+type Registrar interface {
+	// Register makes memory known, which lies outside of Go's heap and may be
+	// announced by any client of the fabric. It stays where it is until
+	// unregister was called, once, when no exchange uses it any more.
+	Register(mem []byte) (unregister func(), err error)
+}

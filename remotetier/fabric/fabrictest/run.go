@@ -105,7 +105,8 @@ const patternSize = 5<<20 + 12345
 type handler struct {
 	pattern []byte
 	file    fabric.OSFile
-	hung    chan error // what ended a hanging exchange
+	hanging chan struct{} // an exchange begins to hang
+	hung    chan error    // what ended a hanging exchange
 
 	mu struct {
 		sync.Mutex
@@ -115,7 +116,7 @@ type handler struct {
 }
 
 func newHandler(t *testing.T) *handler {
-	h := &handler{pattern: make([]byte, patternSize), hung: make(chan error, 64), left: make(chan fabric.Session, 64)}
+	h := &handler{pattern: make([]byte, patternSize), hanging: make(chan struct{}, 64), hung: make(chan error, 64), left: make(chan fabric.Session, 64)}
 	h.mu.conns = map[fabric.Session]int{}
 	_, _ = rand.NewChaCha8([32]byte{7}).Read(h.pattern)
 	name := filepath.Join(t.TempDir(), "pattern")
@@ -171,6 +172,7 @@ func (h *handler) Answer(ctx context.Context, _ fabric.Session, x fabric.Exchang
 		}
 		fallthrough
 	case hang:
+		h.hanging <- struct{}{}
 		<-ctx.Done()
 		h.hung <- ctx.Err()
 		return nil, ctx.Err()
@@ -329,11 +331,19 @@ func testBounds(t *testing.T, r *rig) {
 func testCancel(t *testing.T, r *rig) {
 	for _, op := range []*fabric.Op{{Request: []byte{hang}}, {Request: []byte{pullOne}, Out: []byte("ab")}} {
 		ctx, cancel := context.WithCancel(t.Context())
-		timer := time.AfterFunc(20*time.Millisecond, cancel)
+		var wg sync.WaitGroup
+		wg.Go(func() { // when the target has it
+			select {
+			case <-r.handler.hanging:
+			case <-time.After(20 * time.Second):
+				t.Error("the exchange does not reach the target")
+			}
+			cancel()
+		})
 		if err := r.client.Do(ctx, op); !errors.Is(err, context.Canceled) {
 			t.Errorf("Do = %v, want context.Canceled", err)
 		}
-		timer.Stop()
+		wg.Wait()
 		select { // the target notices, too
 		case <-r.handler.hung:
 		case <-time.After(20 * time.Second):
@@ -349,11 +359,22 @@ func testCancel(t *testing.T, r *rig) {
 }
 
 func testDeadline(t *testing.T, r *rig) {
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	// The target may be a moment quicker to give up.
-	if err := r.client.Do(ctx, &fabric.Op{Request: []byte{hang}}); !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, catalog.ErrUnavailable) {
-		t.Errorf("Do = %v, want context.DeadlineExceeded or ErrUnavailable", err)
+	for wait := 50 * time.Millisecond; ; wait *= 2 { // until the target has it in time
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		// The target may be a moment quicker to give up.
+		if err := r.client.Do(ctx, &fabric.Op{Request: []byte{hang}}); !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, catalog.ErrUnavailable) {
+			t.Errorf("Do = %v, want context.DeadlineExceeded or ErrUnavailable", err)
+		}
+		cancel()
+		select {
+		case <-r.handler.hanging:
+		default:
+			if wait > 10*time.Second {
+				t.Fatalf("the exchange does not reach the target within %v", wait)
+			}
+			continue
+		}
+		break
 	}
 	select {
 	case <-r.handler.hung:

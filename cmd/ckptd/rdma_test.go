@@ -1,0 +1,63 @@
+//go:build ofi
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"syscall"
+	"testing"
+
+	"github.com/ckptd/ckptd/catalog"
+)
+
+// TestDaemonWithTargetsByRDMA: what a daemon saves goes to its targets by
+// remote memory access and comes back that way, with one target killed too.
+func TestDaemonWithTargetsByRDMA(t *testing.T) {
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("s3cret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := []string{"--layout", "2+1", "--unit", "1MiB", "--ofi-provider", "tcp", "--token-file", token}
+	var targets []*targetProcess
+	for i := range 3 {
+		p := startTarget(t, fmt.Sprintf("t%d", i), "--listen", "ofi:127.0.0.1:0", "--ofi-provider", "tcp", "--token-file", token)
+		targets = append(targets, p)
+		flags = append(flags, "--remote", fmt.Sprintf("ofi:%s,name=%s", p.all[1], p.name))
+	}
+	d := newDaemon(t, "n1", flags...).start()
+	c := d.dial()
+	if n, err := c.Attach(t.Context(), "run", "launch", 1); err != nil || n != 1 {
+		t.Fatalf("Attach = %d, %v", n, err)
+	}
+	const size = 12 << 20
+	for step := int64(1); step <= 2; step++ {
+		if _, err := save(t.Context(), c, "run", step, 1, 0, 1, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, ref := range []string{"run@1", "run@2"} {
+		mustWait(t, c, ref, catalog.Verified)
+		mustLoad(t, c, ref, "remote")
+	}
+	targets[0].kill()
+	mustLoad(t, c, "run@1", "remote")
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	<-d.dead
+	// The drain and the verification move columns where they are.
+	m := regexp.MustCompile(`msg="moved by remote memory access" provider=tcp direct=(\d+) copied=(\d+)`).FindStringSubmatch(d.tail(40))
+	if m == nil {
+		t.Fatalf("the daemon does not say what it moved:\n%s", d.tail(40))
+	}
+	direct, _ := strconv.Atoi(m[1])
+	copied, _ := strconv.Atoi(m[2])
+	if direct < 4*size {
+		t.Errorf("%d bytes moved where they were, %d by a copy", direct, copied)
+	}
+	t.Logf("%d bytes moved where they were, %d by a copy", direct, copied)
+}
