@@ -37,7 +37,10 @@ func TestFormatIsWhatItSays(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	found := findFormat(t, dirs)
+	found, err := findFormat(dirs)
+	if err != nil {
+		t.Error(err)
+	}
 	for name, b := range want {
 		if len(found[name]) == 0 {
 			t.Errorf("%s has no columns", name)

@@ -39,6 +39,7 @@ func TestMain(m *testing.M) {
 // daemon is one ckptd process, which may be killed and started again.
 type daemon struct {
 	t      testing.TB
+	host   *netHost // nil: this one
 	name   string
 	dir    string
 	socket string
@@ -122,8 +123,7 @@ func (d *daemon) tail(lines int) string {
 // launch starts the process and does not wait for it.
 func (d *daemon) launch() {
 	d.t.Helper()
-	d.cmd = exec.Command(os.Args[0], d.flags...)
-	d.cmd.Env = append(os.Environ(), asDaemon+"=1")
+	d.cmd = d.host.program(d.flags...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)

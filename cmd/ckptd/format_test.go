@@ -13,7 +13,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"testing"
 
 	"github.com/zeebo/blake3"
 )
@@ -125,18 +124,18 @@ func (c *formatColumn) dataSize() int64 {
 	return c.size/(int64(c.k)*c.unit)*c.unit + c.lastUnit()
 }
 
-// findFormat reads every column of some targets, given by name, and reports
-// what is wrong with each. Columns are found by blob.
-func findFormat(t *testing.T, dirs map[string]string) map[string][]*formatColumn {
-	t.Helper()
+// findFormat reads every column of some targets, given by name, and tells what
+// is wrong with any, and what else is there. Columns are found by blob.
+func findFormat(dirs map[string]string) (map[string][]*formatColumn, error) {
 	found := map[string][]*formatColumn{}
+	var errs []error
 	for name, dir := range dirs {
 		id, err := os.ReadFile(filepath.Join(dir, "target.id"))
 		if want := "ckptd target 1\n" + name + "\n"; err != nil || string(id) != want {
-			t.Errorf("target.id of %s = %q, %v", name, id, err)
+			errs = append(errs, fmt.Errorf("target.id of %s is %q, %v", name, id, err))
 		}
 		if left, err := os.ReadDir(filepath.Join(dir, "staging")); err != nil || len(left) > 0 {
-			t.Errorf("staging of %s holds %v, %v", name, left, err)
+			errs = append(errs, fmt.Errorf("staging of %s holds %v, %v", name, left, err))
 		}
 		root := filepath.Join(dir, "columns")
 		err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -149,17 +148,40 @@ func findFormat(t *testing.T, dirs map[string]string) map[string][]*formatColumn
 			}
 			c, err := readFormat(path, filepath.ToSlash(rel))
 			if err != nil {
-				t.Errorf("target %s: %v", name, err)
+				errs = append(errs, fmt.Errorf("target %s: %w", name, err))
 				return nil
 			}
 			found[c.blob] = append(found[c.blob], c)
 			return nil
 		})
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			t.Error(err)
+			errs = append(errs, err)
 		}
 	}
-	return found
+	return found, errors.Join(errs...)
+}
+
+// onlyFormat says whether the targets hold nothing that should not be there:
+// one generation of each blob, or, of a small record, any number of which the
+// newest is whole.
+func onlyFormat(found map[string][]*formatColumn) error {
+	for blob, cols := range found {
+		newest, n := uint64(0), 0
+		for _, c := range cols {
+			newest = max(newest, c.generation)
+		}
+		for _, c := range cols {
+			if c.generation == newest {
+				n++
+			} else if c.k > 1 {
+				return fmt.Errorf("%s: generations %d and %d", blob, c.generation, newest)
+			}
+		}
+		if want := cols[0].k + cols[0].m; n != want {
+			return fmt.Errorf("%s: %d columns of generation %d, want %d", blob, n, newest, want)
+		}
+	}
+	return nil
 }
 
 // joinFormat says whether columns are all of one blob, each of them once and

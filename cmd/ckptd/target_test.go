@@ -44,6 +44,7 @@ func program(args ...string) *exec.Cmd {
 // targetProcess is a running target.
 type targetProcess struct {
 	t    *testing.T
+	host *netHost // nil: this one
 	cmd  *exec.Cmd
 	dir  string
 	name string
@@ -55,7 +56,16 @@ type targetProcess struct {
 
 func startTarget(t *testing.T, name string, more ...string) *targetProcess {
 	t.Helper()
-	p := &targetProcess{t: t, dir: filepath.Join(t.TempDir(), name), name: name, addr: "127.0.0.1:0", more: more}
+	return startTargetOn(t, nil, name, more...)
+}
+
+// startTargetOn starts a target on a host of a network; nil: on this one.
+func startTargetOn(t *testing.T, host *netHost, name string, more ...string) *targetProcess {
+	t.Helper()
+	p := &targetProcess{t: t, host: host, dir: filepath.Join(t.TempDir(), name), name: name, addr: "127.0.0.1:0", more: more}
+	if host != nil {
+		p.addr, p.more = host.addr+":0", append([]string{"--insecure"}, more...)
+	}
 	p.start()
 	t.Cleanup(func() { p.kill() })
 	return p
@@ -66,7 +76,7 @@ var listens = regexp.MustCompile(`msg="target listens" addr=(\S+)`)
 // start runs the target, at the address it had before.
 func (p *targetProcess) start() {
 	p.t.Helper()
-	p.cmd = program(append([]string{"target", "--dir", p.dir, "--name", p.name, "--listen", p.addr}, p.more...)...)
+	p.cmd = p.host.program(append([]string{"target", "--dir", p.dir, "--name", p.name, "--listen", p.addr}, p.more...)...)
 	out, err := p.cmd.StderrPipe()
 	if err != nil {
 		p.t.Fatal(err)
