@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 
 	"github.com/zeebo/blake3"
 )
@@ -184,22 +183,21 @@ func onlyFormat(found map[string][]*formatColumn) error {
 	return nil
 }
 
-// joinFormat says whether columns are all of one blob, each of them once and
-// on a target of its own, with the parity that belongs to the data, and gives
-// the blob, which it rebuilds from k columns that rnd chooses, too.
+// joinFormat says whether columns are all of one blob, each of them once, with
+// the parity that belongs to the data, and gives the blob, which it rebuilds
+// from k columns that rnd chooses, too.
 func joinFormat(cols []*formatColumn, rnd *rand.Rand) ([]byte, error) {
 	first := cols[0]
 	n := first.k + first.m
-	byCol, dirs := make([]*formatColumn, n), map[string]bool{}
+	byCol := make([]*formatColumn, n)
 	for _, c := range cols {
 		if c.blob != first.blob || c.generation != first.generation || c.size != first.size || c.unit != first.unit || c.k != first.k || c.m != first.m || c.content != first.content {
 			return nil, fmt.Errorf("%s and %s do not belong together", first.path, c.path)
 		}
-		root, _, _ := strings.Cut(c.path, "/columns/")
-		if byCol[c.col] != nil || dirs[root] {
-			return nil, fmt.Errorf("%s: column %d twice, or two columns on one target", c.path, c.col)
+		if byCol[c.col] != nil {
+			return nil, fmt.Errorf("%s: column %d is there twice", c.path, c.col)
 		}
-		byCol[c.col], dirs[root] = c, true
+		byCol[c.col] = c
 	}
 	if len(cols) != n {
 		return nil, fmt.Errorf("%s: %d columns, want %d", first.blob, len(cols), n)

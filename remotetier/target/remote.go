@@ -149,7 +149,41 @@ func (r *Remote) ask(ctx context.Context, ops ...*fabric.Op) error {
 	for _, op := range ops {
 		op.Request[1] = byte(traffic.ClassOf(ctx))
 	}
-	return r.client.Do(ctx, ops...)
+	err := r.client.Do(ctx, ops...)
+	if err == nil {
+		r.abortOrphans(ctx) // it can be told now
+	}
+	return err
+}
+
+// abortOrphans gives up the puts that the target may still hold.
+func (r *Remote) abortOrphans(ctx context.Context) {
+	orphans, ops := r.takeOrphans()
+	if len(ops) == 0 {
+		return
+	}
+	_ = r.client.Do(ctx, ops...) // each has its own error
+	r.keepOrphans(orphans, ops)
+}
+
+// takeOrphans gives the puts to give up, and the exchanges that do it.
+func (r *Remote) takeOrphans() (orphans []uint64, ops []*fabric.Op) {
+	r.mu.Lock()
+	orphans, r.mu.orphans = r.mu.orphans, nil
+	r.mu.Unlock()
+	for _, id := range orphans {
+		ops = append(ops, &fabric.Op{Request: newMessage(opAbort).putU64(id).b})
+	}
+	return orphans, ops
+}
+
+// keepOrphans keeps those of which nothing was heard again.
+func (r *Remote) keepOrphans(orphans []uint64, ops []*fabric.Op) {
+	for i, op := range ops {
+		if op.Err != nil {
+			r.orphan(orphans[i])
+		}
+	}
 }
 
 // Space asks the target.
@@ -236,21 +270,10 @@ func (r *Remote) Create(ctx context.Context, key remotetier.Key, size int64, mod
 		return nil, fmt.Errorf("create %v: %w: size %d is no multiple of %d", key, catalog.ErrInvalid, size, pageSize)
 	}
 	w := &remoteWriter{r: r, key: key, size: size, id: r.puts.Add(1)}
-	r.mu.Lock()
-	orphans := r.mu.orphans
-	r.mu.orphans = nil
-	r.mu.Unlock()
-	var ops []*fabric.Op
-	for _, id := range orphans {
-		ops = append(ops, &fabric.Op{Request: newMessage(opAbort).putU64(id).b})
-	}
+	orphans, ops := r.takeOrphans()
 	op := &fabric.Op{Request: newMessage(opCreate).putU64(w.id).putU64(uint64(size)).putKey(key).putU8(byte(mode)).b}
 	_ = r.ask(ctx, append(ops, op)...) // each has its own error
-	for i, o := range ops {
-		if o.Err != nil {
-			r.orphan(orphans[i])
-		}
-	}
+	r.keepOrphans(orphans, ops)
 	if op.Err != nil {
 		if maybeDone(op.Err) {
 			r.orphan(w.id)
