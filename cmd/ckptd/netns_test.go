@@ -42,8 +42,8 @@ func newNetwork(t *testing.T) *network {
 		}
 		t.Fatalf("partitions cannot be tested: %v; run the tests as root", err)
 	}
-	// 198.18.0.0/15 is for tests of networks; the process's number makes it ours.
-	n := &network{t: t, id: os.Getpid()*8 + int(networks.Add(1))}
+	// 198.18.0.0/15 is for tests of networkIDs; the process's number makes it ours.
+	n := &network{t: t, id: os.Getpid()*8 + int(networkIDs.Add(1))}
 	n.subnet = fmt.Sprintf("198.%d.%d", 18+n.id%2, n.id/2%256)
 	n.sw = n.hold()
 	n.sw.ip("link add br0 type bridge")
@@ -51,7 +51,7 @@ func newNetwork(t *testing.T) *network {
 	return n
 }
 
-var networks atomic.Int32 // made by this process
+var networkIDs atomic.Int32 // made by this process
 
 func netnsMissing() error {
 	var errs []error
