@@ -10,7 +10,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/s3/bucket"
 	"github.com/ckptd/ckptd/sdk/bundle"
+	"github.com/ckptd/ckptd/sdk/bundle/objects"
 	"github.com/ckptd/ckptd/sdk/ckpt"
 )
 
@@ -18,9 +20,11 @@ func newExportCmd(a *app) *cobra.Command {
 	var from string
 	cmd := &cobra.Command{
 		Use: "export REF DEST", Short: "Copy a set out as plain files that are complete and readable alone",
-		Long: `Copies a set to DEST, a directory: for each rank rank-NNNNN.safetensors, which any tool
-that reads safetensors reads, and its checksums; the set's tags in set.json; and at last
-manifest.json. Without that the set is not there. Every byte is checked on the way.
+		Long: `Copies a set to DEST, a directory or s3://BUCKET/PREFIX?endpoint=https://HOST:PORT: for each
+rank rank-NNNNN.safetensors, which any tool that reads safetensors reads, and its checksums; the
+set's tags in set.json; and at last manifest.json. Without that the set is not there. Every byte
+is checked on the way. Credentials of a bucket come from AWS_ACCESS_KEY_ID and
+AWS_SECRET_ACCESS_KEY, ~/.aws/credentials, or the machine's role.
 
 An export that was interrupted leaves whole files and no manifest: the same command goes on
 from them. ` + "`ckpt import`" + ` brings the set back, here or elsewhere.`,
@@ -42,11 +46,19 @@ from them. ` + "`ckpt import`" + ` brings the set back, here or elsewhere.`,
 
 // storeOf reads DEST or SRC.
 func storeOf(spec string) (bundle.Store, error) {
-	if scheme, _, ok := strings.Cut(spec, "://"); ok {
-		return nil, usage("%q is no place this program knows; want a directory (%s: is no scheme)", spec, scheme)
-	}
-	if spec == "" {
-		return nil, usage("an empty name; want a directory")
+	switch {
+	case strings.HasPrefix(spec, bucket.Scheme):
+		where, err := bucket.Parse(spec)
+		if err != nil {
+			return nil, err
+		}
+		b, err := bucket.Open(where, bucket.Options{})
+		if err != nil {
+			return nil, err
+		}
+		return objects.New(b), nil
+	case spec == "" || strings.Contains(spec, "://"):
+		return nil, usage("%q is no place this program knows; want a directory or s3://BUCKET/PREFIX?endpoint=URL", spec)
 	}
 	return bundle.NewDir(spec), nil
 }
@@ -99,7 +111,7 @@ func newImportCmd(a *app) *cobra.Command {
 	var opt bundle.ImportOptions
 	cmd := &cobra.Command{
 		Use: "import SRC [RUN@STEP]", Short: "Bring an exported set back, here or into another catalog",
-		Long: `Saves the set that ` + "`ckpt export`" + ` wrote to SRC, a directory, under its own name or as RUN@STEP,
+		Long: `Saves the set that ` + "`ckpt export`" + ` wrote to SRC, a directory or a bucket's prefix, under its own name or as RUN@STEP,
 with its metadata, metrics and tags. Every byte is checked against the manifest and its checksums
 before the set becomes visible; it appears as a whole or not at all.
 

@@ -6,13 +6,17 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/s3/s3test"
 	"github.com/ckptd/ckptd/sdk/bundle"
+	"github.com/ckptd/ckptd/sdk/bundle/objects"
 	"github.com/ckptd/ckptd/sdk/ckpt"
 	"github.com/ckptd/ckptd/sdk/wire"
 )
@@ -366,5 +370,100 @@ func TestExportGoesOn(t *testing.T) {
 	var rec catalog.SetRecord
 	if b, err := os.ReadFile(filepath.Join(out, "set.json")); err != nil || json.Unmarshal(b, &rec) != nil || rec.Tags["good"] != "yes" || rec.Place != nil {
 		t.Errorf("set.json is %+v, %v", rec, err)
+	}
+}
+
+// TestExportS3: the same by way of a bucket: whole, interrupted, over a way that
+// breaks, and never over another set.
+func TestExportS3(t *testing.T) {
+	server := s3test.Start(t)
+	a := startDaemon(t)
+	dir := t.TempDir()
+	big := random(40<<20, 1) // two parts
+	writeShard(t, filepath.Join(dir, "0.safetensors"), map[string][]byte{"w": big})
+	writeShard(t, filepath.Join(dir, "1.safetensors"), map[string][]byte{"w": random(4<<20, 2)})
+	a.must("save", "llama/7b@5", filepath.Join(dir, "0.safetensors"), filepath.Join(dir, "1.safetensors"))
+	a.must("tag", "llama/7b@5", "k=v")
+	spec := server.Spec("sets/one")
+
+	// Stopped in the middle: no manifest, no upload is left.
+	c := a.dial()
+	r, err := c.Open(t.Context(), "llama/7b@5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	info, err := c.Resolve(t.Context(), "llama/7b@5")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := int64(0)
+	_, err = bundle.Export(ctx, r, info, objects.New(server.Open(t, "sets/one", nil)), bundle.Options{Progress: func(n int64) {
+		if done += n; done > 10<<20 {
+			cancel()
+		}
+	}})
+	cancel()
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("export with the context's end: %v", err)
+	}
+	if code, _, _ := a.ckpt("import", spec, "x@1"); code != 3 || server.Uploads(t) != 0 {
+		t.Errorf("after a stopped export: import exits %d, want 3; %d uploads are left", code, server.Uploads(t))
+	}
+
+	first := into[exported](a, "export", "llama/7b@5", spec)
+	if first.Dest != spec || len(first.Files) != 6 {
+		t.Errorf("export says %+v", first)
+	}
+	if got := into[exported](a, "export", "llama/7b@5", spec); got.Sent != 0 || got.Kept != first.Bytes {
+		t.Errorf("a second export says %+v", got)
+	}
+	b := startDaemon(t)
+	if got := into[imported](b, "import", spec); got.Set != "llama/7b@5#1" {
+		t.Errorf("import says %+v", got)
+	}
+	if detail := into[wire.SetDetail](b, "show", "llama/7b@5"); detail.Tags["k"] != "v" {
+		t.Errorf("the imported set is %+v", detail.Set)
+	}
+	back, plain := filepath.Join(t.TempDir(), "back"), filepath.Join(t.TempDir(), "plain")
+	b.must("restore", "llama/7b@5", back)
+	a.must("export", "llama/7b@5", plain)
+	sameFiles(t, plain, back, 2)
+
+	// A way on which every third request fails in some manner, both ways.
+	faults := []s3test.Fault{s3test.None, s3test.None, s3test.Busy, s3test.None, s3test.None, s3test.Cut, s3test.None, s3test.None, s3test.Lost, s3test.None, s3test.Refused}
+	broken := objects.New(server.Open(t, "sets/two", &s3test.Faulty{When: func(n int, _ *http.Request) s3test.Fault { return faults[n%len(faults)] }}))
+	if _, err := bundle.Export(t.Context(), r, info, broken, bundle.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	s, err := bundle.Open(t.Context(), broken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bundle.Import(t.Context(), b.dial(), s, bundle.ImportOptions{To: ckpt.At("two", 2)}); err != nil {
+		t.Fatal(err)
+	}
+	two := filepath.Join(t.TempDir(), "two")
+	b.must("restore", "two@2", two)
+	sameFiles(t, plain, two, 2)
+	// Uploads whose first answer was lost are nobody's; the sweep finds them.
+	if _, err := server.Open(t, "sets/two", nil).AbortUploads(t.Context(), "", time.Now().Add(time.Hour)); err != nil || server.Uploads(t) != 0 {
+		t.Errorf("%v, %d uploads are left", err, server.Uploads(t))
+	}
+
+	// Never over another set; damage is found.
+	a.must("save", "llama/7b@6", filepath.Join(dir, "1.safetensors"))
+	if code, _, errs := a.ckpt("export", "llama/7b@6", spec); code != 6 {
+		t.Errorf("export over another set: exit %d, %s", code, errs)
+	}
+	damage(t, filepath.Join(server.Dir, server.Bucket, "sets/one", bundle.ShardFile(1)), 2<<20)
+	if code, _, errs := b.ckpt("import", spec, "bad@1"); code != 4 || !strings.Contains(errs, "damaged") {
+		t.Errorf("import of a damaged object: exit %d, %s", code, errs)
+	}
+	for _, bad := range []string{"s3://UPPER/x", "s3://ckpt-test?endpoint=http://" + server.Addr, "s3://no-such-bucket/x?endpoint=http://" + server.Addr} {
+		if code, _, errs := a.ckpt("export", "llama/7b@5", bad); code != 2 {
+			t.Errorf("export to %s: exit %d, %s; want 2", bad, code, errs)
+		}
 	}
 }

@@ -21,8 +21,9 @@ import (
 )
 
 const (
-	tries     = 10 // of a request
-	readTries = 5  // of a read that was cut in its middle; each has its own tries
+	tries     = 5 // of a request by the library, which does not try one whose answer breaks off
+	rounds    = 3 // of those
+	readTries = 5 // of a read that was cut in its middle; each has its own tries
 	// answerTimeout bounds the wait for the beginning of an answer: the server may
 	// be writing a part to its disks.
 	answerTimeout = 2 * time.Minute
@@ -80,6 +81,17 @@ func Open(spec Spec, opt Options) (*Bucket, error) {
 func (b *Bucket) Spec() Spec { return b.spec }
 
 func (b *Bucket) String() string { return b.spec.String() }
+
+// again does a request, and once more when its answer broke off. What it asks
+// for must mean the same when it is asked twice.
+func again(ctx context.Context, do func() error) (err error) {
+	for range rounds {
+		if err = do(); err == nil || ctx.Err() != nil || classOf(minio.ToErrorResponse(err)) != catalog.ErrUnavailable {
+			return err
+		}
+	}
+	return err
+}
 
 // key is an object's whole name.
 func (b *Bucket) key(name string) string {
@@ -163,10 +175,28 @@ func (b *Bucket) get(ctx context.Context, name string, p []byte, off int64) (n i
 
 // Put writes a small object in one request.
 func (b *Bucket) Put(ctx context.Context, name string, p []byte, meta map[string]string) error {
-	_, err := b.core.PutObject(ctx, b.spec.Bucket, b.key(name), bytes.NewReader(p), int64(len(p)), sum(p), "", minio.PutObjectOptions{
-		UserMetadata: meta, DisableContentSha256: true, ContentType: contentType,
-	})
+	return b.fail("put", name, b.put(ctx, name, p, minio.PutObjectOptions{UserMetadata: meta}))
+}
+
+// PutNew is Put unless an object of that name is there: then it is ErrConflict,
+// also when that object is of a first try whose answer was lost. A server that
+// knows no conditions overwrites.
+func (b *Bucket) PutNew(ctx context.Context, name string, p []byte, meta map[string]string) error {
+	opt := minio.PutObjectOptions{UserMetadata: meta}
+	opt.SetMatchETagExcept("*")
+	err := b.put(ctx, name, p, opt)
+	if minio.ToErrorResponse(err).StatusCode == http.StatusNotImplemented {
+		return b.Put(ctx, name, p, meta)
+	}
 	return b.fail("put", name, err)
+}
+
+func (b *Bucket) put(ctx context.Context, name string, p []byte, opt minio.PutObjectOptions) error {
+	opt.DisableContentSha256, opt.ContentType = true, contentType
+	return again(ctx, func() error {
+		_, err := b.core.PutObject(ctx, b.spec.Bucket, b.key(name), bytes.NewReader(p), int64(len(p)), sum(p), "", opt)
+		return err
+	})
 }
 
 const contentType = "application/octet-stream"

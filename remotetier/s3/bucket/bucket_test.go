@@ -134,6 +134,18 @@ func TestBucket(t *testing.T) {
 			t.Errorf("a read past the end: %v", err)
 		}
 	})
+	t.Run("PutNew", func(t *testing.T) {
+		if err := b.PutNew(ctx, "new", []byte("first"), nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.PutNew(ctx, "new", []byte("second"), nil); !errors.Is(err, catalog.ErrConflict) {
+			t.Errorf("over what is there: %v, want ErrConflict", err)
+		}
+		mustHold(t, b, "new", []byte("first"))
+		if err := b.Remove(ctx, "new"); err != nil {
+			t.Fatal(err)
+		}
+	})
 	t.Run("List", func(t *testing.T) {
 		var names []string
 		for i, err := range b.List(ctx, "") {

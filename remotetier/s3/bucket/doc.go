@@ -6,7 +6,7 @@
 //  2. Every part goes with its MD5, which the server compares. What is read is
 //     for the caller to check.
 //  3. Requests are tried again, with backoff and jitter, when the server is busy
-//     or the connection breaks: ten times, and no longer. A read goes on from
+//     or the connection breaks: fifteen times, and no longer. A read goes on from
 //     where it was cut.
 //  4. Errors have the classes of package catalog, from one table.
 //  5. Credentials come from where other tools look: AWS_ACCESS_KEY_ID and

@@ -47,8 +47,11 @@ func (b *Bucket) Upload(ctx context.Context, name string, size int64, meta map[s
 	if size < 1 {
 		return nil, fmt.Errorf("upload %s: %w: %d bytes; Put writes an empty object", name, catalog.ErrInvalid, size)
 	}
-	id, err := b.core.NewMultipartUpload(ctx, b.spec.Bucket, b.key(name), minio.PutObjectOptions{UserMetadata: meta, ContentType: contentType})
-	if err != nil {
+	var id string
+	if err := again(ctx, func() (err error) { // a first one whose answer was lost is AbortUploads' to find
+		id, err = b.core.NewMultipartUpload(ctx, b.spec.Bucket, b.key(name), minio.PutObjectOptions{UserMetadata: meta, ContentType: contentType})
+		return err
+	}); err != nil {
 		return nil, b.fail("upload", name, err)
 	}
 	return &Upload{b: b, name: name, size: size, part: part, id: id, parts: make([]minio.CompletePart, (size+part-1)/part)}, nil
@@ -64,10 +67,14 @@ func (u *Upload) Part(ctx context.Context, p []byte, off int64) error {
 	if off < 0 || off%u.part != 0 || off >= u.size || int64(len(p)) != min(u.part, u.size-off) {
 		return fmt.Errorf("upload %s: %w: %d bytes at %d are no part", u.name, catalog.ErrInvalid, len(p), off)
 	}
-	got, err := u.b.core.PutObjectPart(ctx, u.b.spec.Bucket, u.b.key(u.name), u.id, int(n)+1, bytes.NewReader(p), int64(len(p)), minio.PutObjectPartOptions{
-		Md5Base64: sum(p), DisableContentSha256: true,
-	})
-	if err != nil {
+	var got minio.ObjectPart
+	md5 := sum(p)
+	if err := again(ctx, func() (err error) {
+		got, err = u.b.core.PutObjectPart(ctx, u.b.spec.Bucket, u.b.key(u.name), u.id, int(n)+1, bytes.NewReader(p), int64(len(p)), minio.PutObjectPartOptions{
+			Md5Base64: md5, DisableContentSha256: true,
+		})
+		return err
+	}); err != nil {
 		return u.b.fail("upload", u.name, err)
 	}
 	u.mu.Lock()
@@ -76,7 +83,9 @@ func (u *Upload) Part(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// Complete makes the object of its parts.
+// Complete makes the object of its parts. When the answer is lost and it is
+// asked again, the upload may be gone: fs.ErrNotExist then means that the object
+// is there, or that somebody abandoned the upload; Stat tells.
 func (u *Upload) Complete(ctx context.Context) error {
 	u.mu.Lock()
 	parts := slices.Clone(u.parts)
@@ -86,8 +95,10 @@ func (u *Upload) Complete(ctx context.Context) error {
 			return fmt.Errorf("upload %s: %w: part %d of %d was not written", u.name, catalog.ErrIncomplete, i+1, len(parts))
 		}
 	}
-	_, err := u.b.core.CompleteMultipartUpload(ctx, u.b.spec.Bucket, u.b.key(u.name), u.id, parts, minio.PutObjectOptions{})
-	if err != nil {
+	if err := again(ctx, func() error {
+		_, err := u.b.core.CompleteMultipartUpload(ctx, u.b.spec.Bucket, u.b.key(u.name), u.id, parts, minio.PutObjectOptions{})
+		return err
+	}); err != nil {
 		return u.b.fail("complete", u.name, err)
 	}
 	u.mu.Lock()
