@@ -53,12 +53,18 @@ func Resum(col []byte) error {
 	return nil
 }
 
+// OpKind is a kind of operation.
+type OpKind = opKind
+
 // Health is the state machine of one target's operations.
 type Health struct{ h health }
 
 const (
 	Answers = answers
-	Moves   = moves
+	Reads   = reads
+	Begins  = begins
+	Writes  = writes
+	Commits = commits
 )
 
 func (h *Health) OK(kind opKind, now time.Time)              { h.h.ok(kind, now) }

@@ -20,25 +20,46 @@ type health struct {
 	first   time.Time // of these
 	last    time.Time // the same
 	tried   time.Time // when an operation last ended
-	kind    opKind    // what must be shown to make up for these
+	owed    opKind    // what it must do to make up for these
+	again   int       // times that it failed again after retryAfter had been its only excuse
+	excused bool      // retryAfter was
 	err     error     // of the last failure; nil: there is none to speak of
 	errors  int64     // all
 	latency time.Duration
 	short   int64 // bytes of the column it had no room for; 0: it had
 }
 
-// opKind says what a success proves.
+// opKind is kinds of operations.
 type opKind uint8
 
 const (
-	answers opKind = iota // it is there: Space, List, Open, Remove
-	moves                 // its disk works: Create, Write, Commit, reads
+	answers opKind = 1 << iota // Space, List, Open, Remove
+	reads
+	begins  // Create
+	writes  // Write
+	commits // Commit
 )
+
+// shows is what a success makes up for. A write that failed needs a whole
+// column: a target may take most of one and fail again, at the cost of another
+// pass over somebody's source.
+func (k opKind) shows() opKind {
+	switch k {
+	case reads:
+		return answers | reads
+	case begins, writes:
+		return answers | begins
+	case commits:
+		return answers | begins | writes | commits
+	}
+	return answers
+}
 
 const (
 	downErrors   = 5                // in a row make a target down,
 	downTime     = 30 * time.Second // or errors for this long and no success
-	retryAfter   = 30 * time.Second // then a target that answers, and whose disk failed, is tried again
+	retryAfter   = 30 * time.Second // then a target that answers, and whose disk failed, is tried again; doubled each time it fails again,
+	retryDoubles = 5                // this often
 	probeEvery   = 10 * time.Second // a Put asks a target that is down how it is
 	latencyShare = 8                // of the mean that the newest answer is
 )
@@ -70,20 +91,34 @@ func ill(err error) bool {
 // ok notes an operation that did what it should, or was refused for a reason.
 func (h *health) ok(kind opKind, now time.Time) {
 	h.tried = now
-	if h.fails > 0 && kind < h.kind && now.Sub(h.last) < retryAfter {
-		return // it answers; that its disk works it has not shown
+	if kind == commits {
+		h.again, h.excused = 0, false
 	}
-	h.fails, h.err = 0, nil
+	if h.fails == 0 {
+		return
+	}
+	if h.owed &^= kind.shows(); h.owed != 0 {
+		if now.Sub(h.last) < retryAfter<<min(h.again, retryDoubles) {
+			return
+		}
+		h.excused = true
+	}
+	h.fails, h.owed, h.err = 0, 0, nil
 }
 
 // fail notes one that the target failed.
 func (h *health) fail(kind opKind, err error, now time.Time) {
 	if h.fails == 0 {
-		h.first, h.kind = now, kind
+		h.first = now
+	}
+	if h.excused {
+		h.again++
+		h.excused = false
 	}
 	h.fails++
 	h.errors++
-	h.last, h.tried, h.kind, h.err = now, now, max(h.kind, kind), err
+	h.last, h.tried, h.err = now, now, err
+	h.owed |= kind
 }
 
 // answered notes how long a small operation took.

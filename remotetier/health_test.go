@@ -21,29 +21,45 @@ import (
 	"github.com/ckptd/ckptd/remotetier/targettest"
 )
 
-// TestHealthIsAStateMachine: "a" and "m" are failures to answer and to move
-// bytes, "A" and "M" successes, a digit is that many times 10 s.
+// TestHealthIsAStateMachine: small letters are failures (a to answer, r to
+// read, b to begin a column, w to write, c to commit), capitals successes, a
+// digit is that many times 10 s.
 func TestHealthIsAStateMachine(t *testing.T) {
+	kinds := map[string]remotetier.OpKind{"a": remotetier.Answers, "r": remotetier.Reads, "b": remotetier.Begins, "w": remotetier.Writes, "c": remotetier.Commits}
 	for _, c := range []struct {
 		story string
 		want  catalog.TargetState
 	}{
 		{"", catalog.TargetUp},
-		{"A M", catalog.TargetUp},
+		{"A R B W C", catalog.TargetUp},
 		{"a", catalog.TargetSuspect},
-		{"m", catalog.TargetSuspect},
+		{"w", catalog.TargetSuspect},
 		{"a A", catalog.TargetUp},
-		{"a M", catalog.TargetUp},
-		{"m A", catalog.TargetSuspect}, // it answers, and its disk has shown nothing
-		{"m M", catalog.TargetUp},
-		{"m a A", catalog.TargetSuspect},
-		{"m 3 A", catalog.TargetUp}, // tried again after a while
+		{"a R", catalog.TargetUp},
+		{"a C", catalog.TargetUp},
+		{"r A", catalog.TargetSuspect}, // it answers, and its disk has shown nothing
+		{"r R", catalog.TargetUp},
+		{"r C", catalog.TargetSuspect},
+		{"b B", catalog.TargetUp},
+		{"w A R B W", catalog.TargetSuspect}, // it takes a part of a column, as it did before
+		{"w C", catalog.TargetUp},
+		{"c B W", catalog.TargetSuspect},
+		{"c C", catalog.TargetUp},
+		{"w a A", catalog.TargetSuspect},
+		{"w r C", catalog.TargetSuspect},
+		{"w r C R", catalog.TargetUp},
+		{"w 3 A", catalog.TargetUp}, // tried again after a while
+		{"w 3 A w 3 A", catalog.TargetSuspect},
+		{"w 3 A w 6 A", catalog.TargetUp}, // a longer while
+		{"w 3 A w 6 A w 9 A", catalog.TargetSuspect},
+		{"w 3 A w 6 A w 9 3 A", catalog.TargetUp},
+		{"w 3 A C w 3 A", catalog.TargetUp}, // it had shown what it can
 		{"a a a a", catalog.TargetSuspect},
 		{"a a a a a", catalog.TargetDown},
 		{"a a A a a a", catalog.TargetSuspect},
-		{"m A m A m A m A m", catalog.TargetDown}, // answers do not make up for it
-		{"m A m A m A m A m A", catalog.TargetDown},
-		{"m A m A m A m A m 3 A", catalog.TargetUp},
+		{"w A w A w A w A w", catalog.TargetDown}, // answers do not make up for it
+		{"w A w A w A w A w A", catalog.TargetDown},
+		{"w A w A w A w A w 3 A", catalog.TargetUp},
 		{"a 3 a", catalog.TargetDown}, // nothing but errors for 30 s
 		{"a 2 a", catalog.TargetSuspect},
 		{"a 9 9", catalog.TargetSuspect}, // one error, and nobody asked since
@@ -53,17 +69,14 @@ func TestHealthIsAStateMachine(t *testing.T) {
 		var h remotetier.Health
 		now := time.Unix(0, 0)
 		for _, step := range strings.Fields(c.story) {
-			switch step {
-			case "a":
-				h.Fail(remotetier.Answers, errDisk, now)
-			case "m":
-				h.Fail(remotetier.Moves, errDisk, now)
-			case "A":
-				h.OK(remotetier.Answers, now)
-			case "M":
-				h.OK(remotetier.Moves, now)
-			default:
+			kind := kinds[strings.ToLower(step)]
+			switch {
+			case kind == 0:
 				now = now.Add(time.Duration(step[0]-'0') * 10 * time.Second)
+			case step == strings.ToLower(step):
+				h.Fail(kind, errDisk, now)
+			default:
+				h.OK(kind, now)
 			}
 		}
 		if got := h.State(); got != c.want {
@@ -373,4 +386,33 @@ func TestSmallRecordsDoNotWaitForMuteTargets(t *testing.T) {
 			t.Errorf("GetSmall = %q, %v, want %q", got, err, want)
 		}
 	})
+}
+
+// TestReadersTrustADiskThatOnlyWritesBadly.
+func TestReadersTrustADiskThatOnlyWritesBadly(t *testing.T) {
+	w := newWorld(4, remotetier.Options{})
+	b := random(300_000, 1)
+	p := mustPut(t, w.Tier, b, layout(2, 1, 65536))
+	m := w.mem(p, 0)
+	var read atomic.Int64
+	m.Fault(func(op string, _ remotetier.Key) error {
+		switch op {
+		case "create", "write":
+			return errDisk
+		case "read":
+			read.Add(1)
+		}
+		return nil
+	})
+	for i := range 20 {
+		if q, err := w.Put(t.Context(), fmt.Sprint("b/", i), sealOf(b), layout(2, 1, 65536)); err != nil || slices.Contains(q.Targets, m.Name()) {
+			t.Errorf("on %v, %v", q.Targets, err)
+		}
+	}
+	if s := w.Targets(t.Context())[m.Name()[1]-'0']; s.State == catalog.TargetUp {
+		t.Errorf("Targets = %+v", s)
+	}
+	if got, rep, err := readAll(t, w.Tier, p); err != nil || !bytes.Equal(got, b) || rep.Degraded || read.Load() == 0 {
+		t.Errorf("%+v, %v, %d reads of it", rep, err, read.Load())
+	}
 }

@@ -129,8 +129,11 @@ func (t *Tier) doubt(name string) int {
 	if ti == nil {
 		return doubtMissing
 	}
-	h := ti.watch.met()
-	return doubt(worse(ti.State, h.state()))
+	met, h := catalog.TargetUp, ti.watch.met()
+	if h.owed&(answers|reads) != 0 { // what is written may fail, and what is read be fine
+		met = h.state()
+	}
+	return doubt(worse(ti.State, met))
 }
 
 var errSilent = fmt.Errorf("%w: no answer within %v", catalog.ErrUnavailable, askTime)

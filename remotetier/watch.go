@@ -83,7 +83,7 @@ func (w *watched) noRoom(size int64) {
 func (w *watched) Create(ctx context.Context, key Key, size int64, mode CreateMode) (ColumnWriter, error) {
 	begin := time.Now()
 	cw, err := w.Target.Create(ctx, key, size, mode)
-	w.note(ctx, moves, size, begin, err)
+	w.note(ctx, begins, size, begin, err)
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +134,7 @@ func (w *watched) Space(ctx context.Context) (Space, error) {
 
 func (w watchedChecker) CheckColumn(ctx context.Context, key Key, pace Pace) (ColumnInfo, error) {
 	info, err := w.check.CheckColumn(ctx, key, pace)
-	w.note(ctx, moves, 1, time.Time{}, err)
+	w.note(ctx, reads, 1, time.Time{}, err)
 	return info, err
 }
 
@@ -146,13 +146,13 @@ type watchedWriter struct {
 
 func (w *watchedWriter) Write(ctx context.Context, p []byte) error {
 	err := w.ColumnWriter.Write(ctx, p)
-	w.w.note(ctx, moves, w.size, time.Time{}, err)
+	w.w.note(ctx, writes, w.size, time.Time{}, err)
 	return err
 }
 
 func (w *watchedWriter) Commit(ctx context.Context) error {
 	err := w.ColumnWriter.Commit(ctx)
-	w.w.note(ctx, moves, w.size, time.Time{}, err)
+	w.w.note(ctx, commits, w.size, time.Time{}, err)
 	return err
 }
 
@@ -163,6 +163,6 @@ type watchedReader struct {
 
 func (r *watchedReader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	n, err := r.ColumnReader.ReadAt(ctx, p, off)
-	r.w.note(ctx, moves, 1, time.Time{}, err)
+	r.w.note(ctx, reads, 1, time.Time{}, err)
 	return n, err
 }
