@@ -50,8 +50,12 @@ func update[T any](ctx context.Context, d Driver, key string, change func(v *T, 
 		}
 	}
 	var v T
-	return v, fmt.Errorf("record %s: %w: lost the race %d times", key, ErrConflict, casTries)
+	return v, fmt.Errorf("record %s: %w: %w %d times", key, ErrConflict, ErrRaced, casTries)
 }
+
+// ErrRaced goes with ErrConflict when it was no rule that refused a change:
+// others were first, again and again. Trying later helps.
+var ErrRaced = errors.New("lost the race")
 
 // errSame tells update that nothing needs to change.
 var errSame = errors.New("same")

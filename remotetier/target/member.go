@@ -64,10 +64,6 @@ func NewMember(srv *Server, cat *catalog.Catalog, opt MemberOptions) *Member {
 // heartbeats after the catalog was away must not wait longer than between two.
 const maxWait = 15 * time.Second
 
-// maxRefusals is how often in a row the catalog must refuse before it counts:
-// a race that was lost looks the same.
-const maxRefusals = 3
-
 // Run joins the cluster and says how the target is, until ctx ends; then it
 // says that the target was stopped. It ends before only with ErrConflict: the
 // name belongs to another directory, or to a process that lives; and with
@@ -80,7 +76,7 @@ func (m *Member) Run(ctx context.Context) error {
 	defer cancel()
 	counting.Go(func() { m.count(ctx) })
 	var backoff time.Duration
-	joined, refusals := false, 0
+	joined := false
 	for {
 		var err error
 		if joined {
@@ -93,7 +89,7 @@ func (m *Member) Run(ctx context.Context) error {
 		switch {
 		case ctx.Err() != nil:
 		case err == nil:
-			backoff, refusals = 0, 0
+			backoff = 0
 		case joined && errors.Is(err, fs.ErrNotExist):
 			out, cerr := m.takenOut(ctx)
 			if cerr == nil && out {
@@ -102,14 +98,9 @@ func (m *Member) Run(ctx context.Context) error {
 			}
 			joined = cerr != nil // the catalog began anew: join again
 			wait = 250 * time.Millisecond
-		case errors.Is(err, catalog.ErrInvalid):
+		case errors.Is(err, catalog.ErrInvalid), errors.Is(err, catalog.ErrConflict) && !errors.Is(err, catalog.ErrRaced):
 			return err
 		default:
-			if !errors.Is(err, catalog.ErrConflict) {
-				refusals = 0
-			} else if refusals++; refusals == maxRefusals {
-				return err
-			}
 			backoff = min(max(2*backoff, 250*time.Millisecond), max(m.opt.Every, 250*time.Millisecond), maxWait)
 			wait = backoff/2 + mrand.N(backoff)
 			if f := m.opt.Trace.Away; f != nil {

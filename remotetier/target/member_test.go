@@ -3,6 +3,7 @@ package target_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"sync"
 	"testing"
@@ -268,5 +269,43 @@ func TestPromise7DiskGone(t *testing.T) {
 	}
 	if _, err := j.dir.Space(t.Context()); !errors.Is(err, catalog.ErrUnavailable) {
 		t.Errorf("without the disk: %v", err)
+	}
+}
+
+// Hundreds start at once, as after a power failure: all are members.
+func TestPromise7ManyJoinAtOnce(t *testing.T) {
+	cat, _ := world()
+	const n = 200
+	var all []*joiner
+	for i := range n {
+		j := newJoiner(t, fmt.Sprintf("t%03d", i))
+		all = append(all, j)
+		j.join(t, cat, fmt.Sprintf("h:%d", i+1))
+	}
+	deadline := time.After(time.Minute)
+	for {
+		m, err := cat.Targets(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(m.Targets) == n {
+			if m.Version != n {
+				t.Errorf("version %d of %d targets", m.Version, n)
+			}
+			break
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("%d of %d are members after a minute", len(m.Targets), n)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	for _, j := range all {
+		j.stop()
+	}
+	for _, j := range all {
+		if err := <-j.done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
 	}
 }
