@@ -134,12 +134,18 @@ func long[T any](c *app.RequestContext, f func(progress func(wire.Progress)) (T,
 		if err != nil {
 			return err
 		}
-		b, err := json.Marshal(res)
-		if err != nil {
-			return err
-		}
-		return line(wire.Line{Result: b})
+		return line(wire.Line{Result: resultOf(res)})
 	})
+}
+
+// resultOf encodes what ends a streamed answer: a struct of this package's
+// clients, which can be encoded.
+func resultOf(v any) json.RawMessage {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("ckptd: a result of type %T: %v", v, err)) // handle answers with an error
+	}
+	return b
 }
 
 func (n *Node) routes(h *server.Hertz, network bool) {
@@ -167,6 +173,8 @@ func (n *Node) routes(h *server.Hertz, network bool) {
 	r.post("/v1/remove", n.postRemove)
 	r.post("/v1/prune", n.postPrune)
 	r.post("/v1/verify", n.postVerify)
+	r.post("/v1/targets/drain", n.postTargetDrain)
+	r.post("/v1/repair", n.postRepair)
 	r.post("/v1/catalog/rebuild", n.postRebuild)
 	r.post("/v1/catalog/fsck", n.postFsck)
 	if network {

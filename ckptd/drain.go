@@ -12,6 +12,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/localtier"
+	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/remotetier/planes"
 )
 
@@ -234,17 +235,43 @@ func (r rawBlob) ReadvAt(bufs [][]byte, off int64) (int, error) { return r.Blob.
 // verifyShard reads the remote copy back; a bad one is forgotten, so that it
 // is drained again, as long as the bytes are here.
 func (n *Node) verifyShard(ctx context.Context, set catalog.SetRecord, s catalog.PartShard) error {
-	err := n.remote.Verify(ctx, *s.Remote)
+	// Another node may have moved columns since this one made its statement.
+	part, err := n.cat.Part(ctx, set.SetID, n.cfg.Name)
+	if err != nil {
+		return fmt.Errorf("verify %s: %w", set.ShardName(s.Rank), err)
+	}
+	n.inv.setPart(set.SetID, part)
+	i := slices.IndexFunc(part.Shards, func(t catalog.PartShard) bool { return t.Rank == s.Rank && t.Root == s.Root && t.Remote != nil })
+	if i < 0 || !part.Shards[i].Verified.IsZero() {
+		return nil
+	}
+	s = part.Shards[i]
+	err = n.remote.Verify(ctx, *s.Remote)
+	if errors.Is(err, catalog.ErrCorrupt) {
+		job := mendJob{placed: placed{set.SetID, s.Rank, s.Root, *s.Remote}, deep: true}
+		if m, merr := n.mendWith(ctx, job, remotetier.MendOptions{Deep: true}); merr == nil && len(m.Columns) > 0 {
+			return nil // it is read back again
+		}
+	}
+	same := func(t *catalog.PartShard) bool { return t.Remote != nil && t.Remote.Generation == s.Remote.Generation }
 	if errors.Is(err, catalog.ErrCorrupt) && s.Local {
 		n.event(ctx, set.SetID, "verify failed", "rank %d will be drained again: %v", s.Rank, err)
-		if serr := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) { t.Remote, t.Drained = nil, time.Time{} }); serr != nil {
+		if serr := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) {
+			if same(t) {
+				t.Remote, t.Drained = nil, time.Time{}
+			}
+		}); serr != nil {
 			return serr
 		}
 		return errors.Join(err, n.raiseLevel(ctx, set.SetID))
 	} else if err != nil {
 		return fmt.Errorf("verify %s: %w", set.ShardName(s.Rank), err)
 	}
-	if err := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) { t.Verified = time.Now() }); err != nil {
+	if err := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) {
+		if same(t) {
+			t.Verified = time.Now()
+		}
+	}); err != nil {
 		return err
 	}
 	n.stats.VerifiedBytes.Add(s.Size)

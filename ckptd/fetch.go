@@ -165,6 +165,7 @@ func (n *Node) fetchFrom(ctx context.Context, c *copies, ranges [][2]int64, w io
 	c.mu.Unlock()
 	if news && len(res.Degraded) > 0 {
 		n.event(ctx, where.ref.Set, "degraded read", "rank %d without %v", where.ref.Rank, res.Degraded)
+		n.suspect(where.ref.Set, where.ref.Rank)
 	}
 	return res, err
 }
@@ -221,8 +222,9 @@ type remoteSource struct {
 	mu struct {
 		sync.Mutex
 		in      *remotetier.Reader
-		shard   shardReader // what in keeps
-		counted int64       // bytes read that the statistics have
+		shard   shardReader          // what in keeps
+		counted int64                // bytes read that the statistics have
+		left    []*remotetier.Reader // of places that the shard has left
 		closed  bool
 	}
 }
@@ -249,10 +251,33 @@ func (r *remoteSource) open(ctx context.Context, shard restore.ShardRef) (*remot
 	return r.mu.in, r.mu.shard, nil
 }
 
+// moved says whether the shard is elsewhere by now: a repair that moved its
+// columns, and dropped the old ones, is no reason for a read to fail.
+func (r *remoteSource) moved(ctx context.Context, shard restore.ShardRef) bool {
+	parts, err := r.n.cat.Parts(ctx, shard.Set)
+	if err != nil {
+		return false
+	}
+	place, ok := statedRemote(shard.Rank, shard.Root, parts)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !ok || r.mu.closed || samePlace(&place, &r.place) {
+		return false
+	}
+	if r.mu.in != nil {
+		r.mu.left = append(r.mu.left, r.mu.in) // somebody may be reading from it
+	}
+	r.place, r.mu.in, r.mu.shard = place, nil, nil
+	return true
+}
+
 func (r *remoteSource) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.mu.closed = true
+	for _, in := range r.mu.left {
+		_ = in.Close()
+	}
 	if r.mu.in != nil {
 		r.count(r.mu.in.Report().BytesRead)
 		r.mu.in.Close()
@@ -269,6 +294,14 @@ func (r *remoteSource) count(bytes int64) {
 const remoteChunk = 8 << 20
 
 func (r *remoteSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
+	rep, err := r.readRanges(ctx, shard, ranges, w)
+	if err != nil && ctx.Err() == nil && r.moved(ctx, shard) {
+		rep, err = r.readRanges(ctx, shard, ranges, w)
+	}
+	return rep, err
+}
+
+func (r *remoteSource) readRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
 	var rep restore.Report
 	in, bytes, err := r.open(ctx, shard)
 	if err != nil {

@@ -12,6 +12,8 @@ type Stats struct {
 	DrainedBytes  atomic.Int64 // ckptd_drained_bytes_total
 	StoredBytes   atomic.Int64 // ckptd_drained_stored_bytes_total: of the drained, as the remote tier keeps them, before parity
 	VerifiedBytes atomic.Int64 // ckptd_verified_bytes_total
+	MendedColumns atomic.Int64 // ckptd_mended_columns_total: columns of the remote tier rebuilt or moved
+	MendedBytes   atomic.Int64 // ckptd_mended_bytes_total: written for them
 	Evicted       atomic.Int64 // ckptd_evicted_shards_total
 	Quarantined   atomic.Int64 // ckptd_quarantined_shards_total
 	Pruned        atomic.Int64 // ckptd_pruned_sets_total

@@ -61,6 +61,7 @@ func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
 			s.Backlog.DrainBytes += j.shard.Size
 		}
 	}
+	s.Repair = n.tellRepairing()
 	slices.Sort(s.Trouble)
 	return reply(c, s)
 }
@@ -95,6 +96,9 @@ func (n *Node) getMetrics(_ context.Context, c *app.RequestContext) error {
 	counter("ckptd_drained_bytes_total", "Bytes of shards copied to the remote tier.", st.DrainedBytes.Load())
 	counter("ckptd_drained_stored_bytes_total", "The same as the remote tier keeps them, before parity.", st.StoredBytes.Load())
 	counter("ckptd_verified_bytes_total", "Bytes of shards read back from the remote tier.", st.VerifiedBytes.Load())
+	counter("ckptd_mended_columns_total", "Columns of the remote tier rebuilt or moved by this node.", st.MendedColumns.Load())
+	counter("ckptd_mended_bytes_total", "Bytes written for them.", st.MendedBytes.Load())
+	counter("ckptd_mend_blobs", "Blobs of which columns are to be rebuilt or moved, by any node.", int64(n.repairState().Blobs))
 	counter("ckptd_evicted_shards_total", "Local copies given up for room.", st.Evicted.Load())
 	counter("ckptd_quarantined_shards_total", "Local copies that failed a check.", st.Quarantined.Load())
 	counter("ckptd_pruned_sets_total", "Sets pruned by this node.", st.Pruned.Load())
@@ -226,42 +230,6 @@ func (n *Node) tellMissing(ctx context.Context, rec catalog.SetRecord, parts []c
 		}
 		if rec.Place == nil && n.remote != nil {
 			add("the manifest is not on the remote tier yet")
-		}
-	}
-	return missing
-}
-
-// tellColumns names remote columns that are not on their targets, or share one. Damaged ones
-// show only when they are read: `ckpt verify --deep` finds them.
-func (n *Node) tellColumns(ctx context.Context, rec catalog.SetRecord, parts []catalog.PartRecord) []string {
-	if n.remote == nil || rec.State != catalog.Committed {
-		return nil
-	}
-	type version struct {
-		blob string
-		gen  uint64
-	}
-	have := make(map[version][]int)
-	for f, err := range n.remote.Scan(ctx, rec.Dir()) {
-		if err == nil {
-			have[version{f.Place.Blob, f.Place.Generation}] = f.Columns
-		}
-	}
-	var missing []string
-	for _, p := range parts {
-		for _, s := range p.Shards {
-			if s.Remote == nil {
-				continue
-			}
-			if said := tellCrowded(s.Remote); said != "" {
-				missing = append(missing, fmt.Sprintf("rank %d: %s: fewer targets could take one than %s needs", s.Rank, said, s.Remote.Layout))
-			}
-			columns := have[version{s.Remote.Blob, s.Remote.Generation}]
-			for i, target := range s.Remote.Targets {
-				if !slices.Contains(columns, i) {
-					missing = append(missing, fmt.Sprintf("rank %d: its column on target %s is missing", s.Rank, target))
-				}
-			}
 		}
 	}
 	return missing

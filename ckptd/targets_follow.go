@@ -150,6 +150,7 @@ func (n *Node) useTargets(ctx context.Context, m catalog.TargetMap, known bool) 
 	}
 	if joined {
 		n.kickDrain.now() // what found no room may find some
+		n.kickRepair.now()
 	}
 	var errs []error
 	for name, err := range refused {

@@ -85,6 +85,65 @@ func (t *Tier) GetSmall(ctx context.Context, blob string) ([]byte, catalog.Place
 	return fail(fs.ErrNotExist)
 }
 
+// FindSmall tells where the newest generation of a small record is, as its
+// columns say; fs.ErrNotExist if no target that answers has one. Its place is
+// good for Check and Mend. ErrUnavailable if a target does not answer that
+// leave (nil: none) does not name: a column that is not seen may be there.
+func (t *Tier) FindSmall(ctx context.Context, blob string, leave func(target string) bool) (Found, error) {
+	fail := func(err error) (Found, error) { return Found{}, fmt.Errorf("find %.80s: %w", blob, err) }
+	if err := CheckBlob(blob); err != nil {
+		return fail(err)
+	}
+	now := t.now.Load()
+	found, err := now.copiesOn(ctx, blob, leave)
+	if err != nil {
+		return fail(fmt.Errorf("%w: %w", catalog.ErrUnavailable, err))
+	}
+	for len(found) > 0 {
+		gen := found[0].key.Generation
+		cols := map[int][]*TargetInfo{}
+		for len(found) > 0 && found[0].key.Generation == gen {
+			c := found[0].key.Column
+			cols[c] = append(cols[c], now.byName[found[0].target])
+			found = found[1:]
+		}
+		f, ierr := t.identify(ctx, blob, gen, cols)
+		if ierr == nil {
+			return f, nil
+		}
+		err = errors.Join(err, ierr) // no copy of it is good: an older one is the record
+	}
+	if err == nil {
+		err = fs.ErrNotExist
+	}
+	return fail(err)
+}
+
+// copiesOn lists the columns of one blob on all targets, newest generation
+// first. The error is about targets that did not answer and are not to be left.
+func (m *members) copiesOn(ctx context.Context, blob string, leave func(target string) bool) ([]copyAt, error) {
+	var mu sync.Mutex
+	var all []copyAt
+	var errs []error
+	var g errgroup.Group
+	g.SetLimit(askParallel)
+	for i := range m.all {
+		ti := &m.all[i]
+		g.Go(func() error {
+			found, err := ti.copies(ctx, blob)
+			mu.Lock()
+			defer mu.Unlock()
+			if all = append(all, found...); err != nil && (leave == nil || !leave(ti.Name())) {
+				errs = append(errs, fmt.Errorf("target %s: %w", ti.Name(), err))
+			}
+			return nil
+		})
+	}
+	_ = g.Wait()
+	slices.SortFunc(all, compareCopies)
+	return all, errors.Join(errs...)
+}
+
 // copyAt is a column of a small record and its target.
 type copyAt struct {
 	key    Key
@@ -132,10 +191,13 @@ func (m *members) copies(ctx context.Context, blob string) ([]copyAt, error) {
 			errs = append(errs, fmt.Errorf("target %s: %w", ti.Name(), h.why()))
 		}
 	}
-	slices.SortFunc(all, func(a, b copyAt) int {
-		return cmp.Or(cmp.Compare(b.key.Generation, a.key.Generation), cmp.Compare(a.key.Column, b.key.Column), cmp.Compare(a.target, b.target))
-	})
+	slices.SortFunc(all, compareCopies)
 	return all, errors.Join(errs...)
+}
+
+// compareCopies puts the newest generation first.
+func compareCopies(a, b copyAt) int {
+	return cmp.Or(cmp.Compare(b.key.Generation, a.key.Generation), cmp.Compare(a.key.Column, b.key.Column), cmp.Compare(a.target, b.target))
 }
 
 // copies lists the columns of one blob on one target.

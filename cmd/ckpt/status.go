@@ -70,6 +70,9 @@ func (a *app) printStatus(w io.Writer, s *wire.Status) {
 			row("  target", targetLine(t))
 		}
 		row("backlog", fmt.Sprintf("%d votes, %d shards to drain (%s), %d to verify", s.Backlog.Votes, s.Backlog.Drain, size(s.Backlog.DrainBytes), s.Backlog.Verify))
+		if s.Repair != "" {
+			row("repair", s.Repair)
+		}
 		if len(s.Trouble) == 0 {
 			row("trouble", "none")
 		}

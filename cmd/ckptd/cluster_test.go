@@ -26,7 +26,7 @@ type fleet struct {
 	c       []*ckpt.Client
 }
 
-func startFleet(t *testing.T, targets int) *fleet {
+func startFleet(t *testing.T, targets int, flags ...string) *fleet {
 	t.Helper()
 	f := &fleet{t: t, store: &store{t: t, dir: t.TempDir(), addr: freePort(t, "127.0.0.1:0")}}
 	f.store.up()
@@ -36,8 +36,8 @@ func startFleet(t *testing.T, targets int) *fleet {
 	}
 	for _, name := range []string{"n1", "n2"} {
 		listen := freePort(t, "127.0.0.1:0")
-		d := newDaemon(t, name, "--listen", listen, "--nats", f.store.url(), "--remote", "catalog",
-			"--target-probe", "300ms", "--target-down", "1500ms").start()
+		d := newDaemon(t, name, append([]string{"--listen", listen, "--nats", f.store.url(), "--remote", "catalog",
+			"--target-probe", "300ms", "--target-down", "1500ms"}, flags...)...).start()
 		f.nodes, f.listen, f.c = append(f.nodes, d), append(f.listen, listen), append(f.c, d.dial())
 	}
 	return f

@@ -37,6 +37,8 @@ type settings struct {
 	Unit        string   `toml:"unit"`
 	Compress    string   `toml:"compress"`
 	DrainRate   string   `toml:"drain-rate"`
+	RepairRate  string   `toml:"repair-rate"`
+	RepairAfter string   `toml:"repair-after"`
 	Arena       string   `toml:"arena"`
 	ArenaDir    string   `toml:"arena-dir"`
 	Quota       string   `toml:"quota"`
@@ -69,6 +71,8 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.Unit, "unit", "1MiB", "stripe unit")
 	f.StringVar(&s.Compress, "compress", "", "zstd: compress shards of runs without a policy on their way to the remote tier, without loss (default none)")
 	f.StringVar(&s.DrainRate, "drain-rate", "", "most bytes a second that the drain and verification may move (default no limit)")
+	f.StringVar(&s.RepairRate, "repair-rate", "", "most bytes a second that the rebuilding and moving of columns may read and write (default no limit)")
+	f.StringVar(&s.RepairAfter, "repair-after", "15m", "a target that is down for so long has its columns rebuilt on others")
 	f.StringVar(&s.Arena, "arena", "", "shared memory for saves (default a quarter of memory, at most 8GiB)")
 	f.StringVar(&s.ArenaDir, "arena-dir", "", "directory of the arena, on a tmpfs (default below /dev/shm)")
 	f.StringVar(&s.Quota, "quota", "", "most bytes of the local tier (default 90% of its file systems)")

@@ -24,6 +24,7 @@ import (
 	"github.com/ckptd/ckptd/localtier"
 	"github.com/ckptd/ckptd/localtier/vfs"
 	"github.com/ckptd/ckptd/remotetier"
+	"github.com/ckptd/ckptd/remotetier/traffic"
 )
 
 func newServe() *cobra.Command {
@@ -135,6 +136,9 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 	if cfg.Incomplete, err = parseDuration("incomplete", s.Incomplete); err != nil {
 		return cfg, err
 	}
+	if cfg.RepairAfter, err = parseDuration("repair-after", s.RepairAfter); err != nil {
+		return cfg, err
+	}
 	if cfg.Probe, err = parseDuration("target-probe", s.TargetProbe); err != nil {
 		return cfg, err
 	}
@@ -177,6 +181,10 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 	if err != nil {
 		return t, err
 	}
+	repair, err := parseSize("repair-rate", s.RepairRate)
+	if err != nil {
+		return t, err
+	}
 	records, follow, err := parseRemote(s.Remote, s.Data, cfg.Name)
 	if err != nil {
 		return t, err
@@ -204,7 +212,9 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 		if t.Targets.Given, err = o.openGiven(ctx, records, open); err != nil {
 			return t, err
 		}
-		t.Remote = remotetier.New(nil, remotetier.Options{Rate: rate, Trace: t.Targets.News.Trace(), Mapped: o.mapped})
+		t.Remote = remotetier.New(nil, remotetier.Options{
+			Rate: rate, Traffic: traffic.Options{Rates: map[traffic.Class]int64{traffic.Repair: repair}}, Trace: t.Targets.News.Trace(), Mapped: o.mapped,
+		})
 	}
 	t.Catalog, err = openCatalog(ctx, s, cfg, log, open)
 	return t, err

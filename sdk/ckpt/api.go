@@ -172,6 +172,19 @@ func (c *Client) RemoveTarget(ctx context.Context, name, node string, force bool
 	return post[wire.Target](ctx, c, "/v1/targets/remove", wire.TargetRemoveRequest{Name: name, Node: node, Force: force})
 }
 
+// DrainTarget moves the columns of a target away. With wait it tells of the
+// progress and returns when the target may be removed; the daemons go on
+// without the caller. undo takes a drain back.
+func (c *Client) DrainTarget(ctx context.Context, name, node string, undo, wait bool, progress func(wire.Progress)) (*wire.Target, error) {
+	return stream[wire.Target](ctx, c, "/v1/targets/drain", wire.TargetDrainRequest{Name: name, Node: node, Undo: undo, Wait: wait}, progress)
+}
+
+// Repair looks at every column of a run, or ("") of all runs, and mends what is
+// wrong at once. Without wait the daemon does it in the background.
+func (c *Client) Repair(ctx context.Context, run string, wait bool, progress func(wire.Progress)) (*wire.RepairResult, error) {
+	return stream[wire.RepairResult](ctx, c, "/v1/repair", wire.RepairRequest{Run: run, Wait: wait}, progress)
+}
+
 // Watch gives sets as they change, of one run or ("") of all, until ctx ends
 // or the daemon leaves.
 func (c *Client) Watch(ctx context.Context, run string) iter.Seq2[wire.Set, error] {

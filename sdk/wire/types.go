@@ -124,7 +124,8 @@ type Status struct {
 		DrainBytes int64 `json:"drain_bytes"` // bytes
 		Verify     int   `json:"verify"`
 	} `json:"backlog"`
-	Trouble []string `json:"trouble"` // anything wrong, one sentence each; empty is healthy
+	Repair  string   `json:"repair,omitempty"` // what is being mended on the remote tier, one sentence
+	Trouble []string `json:"trouble"`          // anything wrong, one sentence each; empty is healthy
 }
 
 // Disk is one disk of the local tier.
@@ -217,6 +218,16 @@ type RebuildResult struct {
 	Problems []string `json:"problems"`
 }
 
+// RepairResult ends an answer of /v1/repair.
+type RepairResult struct {
+	Started bool     `json:"started,omitempty"` // it goes on in the daemon; the rest is not known yet
+	Blobs   int      `json:"blobs"`             // that were looked at
+	Mended  int      `json:"mended"`            // that are as they should be now
+	Columns int      `json:"columns"`           // rebuilt or moved
+	Bytes   int64    `json:"bytes"`             // written
+	Left    []string `json:"left"`              // blobs that lack columns all the same, and why
+}
+
 // FsckResult ends an answer of /v1/catalog/fsck.
 type FsckResult struct {
 	Sets     int           `json:"sets"`
@@ -284,6 +295,16 @@ type (
 		Name  string `json:"name"`
 		Node  string `json:"node,omitempty"`  // of a target that one node has to itself; default the node asked
 		Force bool   `json:"force,omitempty"` // although it is not drained: what it holds counts as lost
+	}
+	TargetDrainRequest struct {
+		Name string `json:"name"`
+		Node string `json:"node,omitempty"` // as of TargetRemoveRequest
+		Undo bool   `json:"undo,omitempty"` // take the drain back: new columns go there again
+		Wait bool   `json:"wait,omitempty"` // tell of the progress until it is drained
+	}
+	RepairRequest struct {
+		Run  string `json:"run,omitempty"`  // default all
+		Wait bool   `json:"wait,omitempty"` // until it is done; otherwise it goes on without the caller
 	}
 	FsckRequest struct {
 		Mend bool `json:"mend"`
