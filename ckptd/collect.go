@@ -86,6 +86,9 @@ func (n *Node) collectRemote(ctx context.Context, id catalog.SetID) error {
 	if n.remote == nil {
 		return nil
 	}
+	if err := n.wholeRemote(); err != nil { // columns would stay behind
+		return err
+	}
 	dir, _, _ := cutLast(id.RecordName())
 	if _, err := n.remote.Sweep(ctx, dir, func(blob string, _ uint64) bool { return blob == id.RecordName() }); err != nil {
 		return err

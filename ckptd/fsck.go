@@ -34,6 +34,9 @@ func (n *Node) fsck(ctx context.Context, mend bool, progress func(wire.Progress)
 	if err := n.cat.Sync(ctx); err != nil {
 		return f.res, err
 	}
+	if err := n.wholeRemote(); err != nil {
+		return f.res, err
+	}
 	if n.remote != nil {
 		for found, err := range n.remote.Scan(ctx, "") {
 			if err != nil {

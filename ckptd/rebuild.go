@@ -131,6 +131,12 @@ func (n *Node) adopt(ctx context.Context, name string, b []byte) error {
 
 // rebuildRemote adopts what a bare set of targets says.
 func (n *Node) rebuildRemote(ctx context.Context, res *wire.RebuildResult, progress func(wire.Progress)) error {
+	if err := n.wholeRemote(); err != nil {
+		return err
+	}
+	if len(n.remote.Pools()) == 0 {
+		return fmt.Errorf("remote tier: %w: it has no targets; those that register come by themselves, add the others (`ckpt target add`), then rebuild again", catalog.ErrUnavailable)
+	}
 	shards := make(map[catalog.SetID]map[string]remotetier.Found)
 	manifests := make(map[catalog.SetID]bool)
 	records := make(map[string]bool)

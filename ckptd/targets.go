@@ -122,6 +122,7 @@ type targetUse struct {
 		refused map[string]error // members that could not be opened
 		views   map[string]*probeView
 		version int64 // of the map that used follows; 0: of none
+		applied bool  // used follows a map that was seen, be it empty
 	}
 }
 

@@ -131,7 +131,7 @@ func (n *Node) useTargets(ctx context.Context, m catalog.TargetMap, known bool) 
 		version = m.Version
 	}
 	n.tgt.mu.Lock()
-	n.tgt.mu.used, n.tgt.mu.refused, n.tgt.mu.version = used, refused, version
+	n.tgt.mu.used, n.tgt.mu.refused, n.tgt.mu.version, n.tgt.mu.applied = used, refused, version, known
 	n.tgt.mu.Unlock()
 	for name, t := range had {
 		if next := used[name]; next == nil || next.open != t.open {
@@ -238,6 +238,24 @@ func (n *Node) closeTargets() error {
 	}
 	clear(n.tgt.mu.used)
 	return errors.Join(errs...)
+}
+
+// wholeRemote says why the remote tier may lack targets that it should have:
+// what is not found on it then is not gone. Duties that conclude something
+// from what is missing wait until it is nil.
+func (n *Node) wholeRemote() error {
+	if n.remote == nil || !n.tgt.dynamic() {
+		return nil
+	}
+	n.tgt.mu.Lock()
+	defer n.tgt.mu.Unlock()
+	if n.tgt.Follow && !n.tgt.mu.applied {
+		return fmt.Errorf("remote tier: %w: the target map has not been read yet", catalog.ErrUnavailable)
+	}
+	for name, err := range n.tgt.mu.refused {
+		return fmt.Errorf("remote tier: %w: target %s cannot be opened: %w", catalog.ErrUnavailable, name, err)
+	}
+	return nil
 }
 
 // pool is what a layout of new blobs must fit; without targets it is empty.

@@ -238,6 +238,12 @@ func TestTargetsFollowTheMap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		defer c.stop()
+		late, end := c.node("late", Targets{Follow: true})
+		if err := late.wholeRemote(); !errors.Is(err, catalog.ErrUnavailable) {
+			t.Errorf("before the map is known, what is missing would count as gone: %v", err)
+		}
+		end()
+		c.nodes = c.nodes[:3]
 		c.register("a", "h:1")
 		c.register("b", "h:2")
 		c.want("two have registered", "a up, b up")
@@ -384,6 +390,14 @@ func TestTargetThatCannotBeOpened(t *testing.T) {
 		}
 		if said := strings.Join(n.troubles(), "\n"); !strings.Contains(said, "odd") {
 			t.Errorf("trouble: %s", said)
+		}
+		if err := n.wholeRemote(); !errors.Is(err, catalog.ErrUnavailable) || !strings.Contains(err.Error(), "odd") {
+			t.Errorf("what is missing would count as gone: %v", err)
+		}
+		c.change(func(m *catalog.TargetMap) error { return m.Remove("odd", "", true) })
+		synctest.Wait()
+		if err := n.wholeRemote(); err != nil {
+			t.Errorf("with all that there are: %v", err)
 		}
 		if err := n.checkPolicy(catalog.Policy{Layout: "8+2"}); !errors.Is(err, catalog.ErrInvalid) || !strings.Contains(err.Error(), "needs 10 targets") {
 			t.Errorf("a layout that is too wide: %v", err)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -122,6 +123,20 @@ func TestTargetRegisters(t *testing.T) {
 		st, err := cat.TargetStatus(t.Context(), "a", "")
 		if err == nil && st.Beat <= last.Beat {
 			err = fmt.Errorf("status %+v", st)
+		}
+		return err
+	})
+	// The catalog is lost, and somebody makes a new one: the target enters itself.
+	s.down()
+	if err := os.RemoveAll(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	s.up()
+	cat = s.open()
+	eventually(t, "the target is in the new catalog", func() error {
+		m, err := cat.Targets(t.Context())
+		if err == nil && m.Find("a", "") == nil {
+			err = fmt.Errorf("the map is %+v", m)
 		}
 		return err
 	})
