@@ -3,6 +3,7 @@ package remotetier
 import (
 	"context"
 	"errors"
+	"io"
 	"iter"
 	"sync"
 	"time"
@@ -51,13 +52,15 @@ func (w *watched) note(ctx context.Context, kind opKind, size int64, begin time.
 	now := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	switch {
-	case errors.Is(err, catalog.ErrNoSpace):
+	if errors.Is(err, catalog.ErrNoSpace) {
 		w.mu.noRoom(size)
-		w.mu.ok(kind, now)
+	}
+	switch {
 	case err != nil && ctx.Err() != nil && !ours(ctx): // the caller went away, and that says nothing
 	case ill(err) || err != nil && ctx.Err() != nil:
 		w.mu.fail(kind, err, now)
+	case err != nil && !errors.Is(err, io.EOF):
+		w.mu.ok(answers, now) // to refuse shows no more
 	default:
 		w.mu.ok(kind, now)
 		if size == 0 && kind == answers {
