@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -248,4 +250,46 @@ func TestTargetAddedByHand(t *testing.T) {
 		t.Error(err)
 	}
 	f.until("nothing is left", allUp(0))
+}
+
+// Everything over TLS with a token: the catalog inside a daemon, a target that
+// registers there, and the daemon that uses it. Who lacks the secret does not
+// get in.
+func TestTargetRegistersOverTLS(t *testing.T) {
+	cert, key := certificate(t)
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("s3cret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	secrets := []string{"--tls-cert", cert, "--tls-key", key, "--tls-ca", cert, "--token-file", token}
+	nats := freePort(t, "127.0.0.1:0")
+	d := newDaemon(t, "n1", append(secrets, "--nats-listen", nats, "--remote", "catalog", "--target-probe", "300ms")...).start()
+	c := d.dial()
+	startTarget(t, "stranger", "--nats", "tls://"+nats, "--tls-cert", cert, "--tls-key", key, "--tls-ca", cert)
+	for i := range 3 {
+		startTarget(t, fmt.Sprintf("t%d", i), append(secrets, "--nats", "tls://"+nats, "--heartbeat", "300ms")...)
+	}
+	eventually(t, "three are members", func() error {
+		m, err := c.Targets(t.Context())
+		if err != nil {
+			return err
+		}
+		for _, t := range m.Targets {
+			if t.Scheme != "tls" {
+				return fmt.Errorf("target %+v", t)
+			}
+		}
+		return allUp(3)(m.Targets)
+	})
+	if _, err := c.Attach(t.Context(), "run", "first", 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := save(t.Context(), c, "run", 1, 1, 0, 1, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	mustWait(t, c, "run@1", catalog.Verified)
+	m, err := c.Targets(t.Context())
+	if err != nil || len(m.Targets) != 3 {
+		t.Errorf("members in the end: %+v, %v", m, err)
+	}
 }

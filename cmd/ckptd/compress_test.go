@@ -142,15 +142,15 @@ func TestStoryCompressed(t *testing.T) {
 	must("local", loadWeights(ctx, c, "job@1", n))
 	must("remote", loadWeights(ctx, c, "job@1", n, ckpt.From("remote")))
 
-	// A deep verification decodes; it finds a column that is damaged, and reads go on.
+	// A deep verification decodes; it finds a column that is damaged, and reads go on. (In this order: what a read finds bad is mended.)
 	if v, err := c.Verify(ctx, "job@1", true, nil); err != nil || len(v.Bad) > 0 || v.Copies != 4 {
 		t.Errorf("verify --deep: %+v, %v", v, err)
 	}
 	flip(t, columns(t, d, "job@1#1", 0)[0], 4096+70_000)
-	must("degraded", loadWeights(ctx, c, "job@1", n, ckpt.From("remote")))
 	if v, err := c.Verify(ctx, "job@1", true, nil); err != nil || len(v.Bad) != 1 || v.Bad[0].Rank != 0 {
 		t.Errorf("verify --deep of a damaged column: %+v, %v", v, err)
 	}
+	must("degraded", loadWeights(ctx, c, "job@1", n, ckpt.From("remote")))
 
 	// A bad local copy falls through to the compressed one.
 	flip(t, shardFile(t, d, "job@1#1", 1), 1<<20+17)
