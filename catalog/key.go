@@ -34,11 +34,17 @@ const (
 	coordKey           = "coord"
 	targetMapKey       = "targets"
 	targetStatusPrefix = "target"
+	scrubPrefix        = "scrub"
 )
 
 // targetStatusKey names a target's status; node is empty for one that all reach.
-func targetStatusKey(name, node string) string {
-	key := targetStatusPrefix + "." + targetEscaper.Replace(name)
+func targetStatusKey(name, node string) string { return keyOfTarget(targetStatusPrefix, name, node) }
+
+// scrubKey names the record of how far a target's scrub is.
+func scrubKey(name, node string) string { return keyOfTarget(scrubPrefix, name, node) }
+
+func keyOfTarget(prefix, name, node string) string {
+	key := prefix + "." + targetEscaper.Replace(name)
 	if node != "" {
 		key += "." + escape(node)
 	}

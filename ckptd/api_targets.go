@@ -228,6 +228,9 @@ func (n *Node) postTargetRemove(ctx context.Context, c *app.RequestContext) erro
 	if err := n.cat.DropTargetStatus(ctx, was.Name, was.Node); err != nil {
 		n.log.Debug("status left behind", "target", was.Name, "err", err)
 	}
+	if err := n.cat.DropScrub(ctx, was.Name, was.Node); err != nil {
+		n.log.Debug("scrub left behind", "target", was.Name, "err", err)
+	}
 	n.log.Warn("target taken out", "target", was.Name, "node", was.Node, "forced", q.Force)
 	return reply(c, n.row(was, nil))
 }

@@ -52,7 +52,8 @@ type Config struct {
 	LeaseTTL    time.Duration // of the coordinator, default 3 s
 	Heartbeat   time.Duration // of the node's record, default 5 s
 	RepairAfter time.Duration // how long a target is down before its columns are rebuilt elsewhere, default 15 min
-	ScrubEvery  time.Duration // between two looks at every column of a target; 0: never
+	ScrubEvery  time.Duration // between two looks at every column of a target; 0: only when ordered
+	ScrubGrace  time.Duration // between the first sight of a column that no record names and its removal, default 1 h
 	Probe       time.Duration // between two looks at each target, default 5 s
 	TargetDown  time.Duration // a target that nobody reached for so long is down, default 30 s
 	NATS        string        // for status: "embedded" or a URL
@@ -71,6 +72,7 @@ func (c Config) withDefaults() Config {
 	def(&c.LeaseTTL, 3*time.Second)
 	def(&c.Heartbeat, 5*time.Second)
 	def(&c.RepairAfter, 15*time.Minute)
+	def(&c.ScrubGrace, time.Hour)
 	def(&c.Probe, 5*time.Second)
 	def(&c.TargetDown, 30*time.Second)
 	if c.MaxSessions == 0 {
@@ -109,8 +111,8 @@ type Node struct {
 	stats   Stats
 	peers   peerClient
 
-	kickVote, kickDrain, kickCollect, kickEvict, kickLead, kickFollow, kickBeat, kickRepair kick
-	finishing                                                                               sync.WaitGroup // sealed shards being written
+	kickVote, kickDrain, kickCollect, kickEvict, kickLead, kickFollow, kickBeat, kickRepair, kickScrub kick
+	finishing                                                                                          sync.WaitGroup // sealed shards being written
 
 	trouble struct {
 		sync.Mutex
@@ -128,6 +130,7 @@ type Node struct {
 	recalled atomic.Bool // see recall
 	tgt      targetUse   // of the remote tier
 	repair   repair
+	scrub    scrub
 	stopping chan struct{} // closed when Run ends: long answers end
 }
 
@@ -140,7 +143,7 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	n := &Node{
 		cfg: cfg, cat: t.Catalog, local: t.Local, arena: t.Arena, remote: t.Remote,
 		log: cfg.Log, started: time.Now(),
-		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(), kickFollow: newKick(), kickBeat: newKick(), kickRepair: newKick(),
+		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(), kickFollow: newKick(), kickBeat: newKick(), kickRepair: newKick(), kickScrub: newKick(),
 	}
 	n.elector = catalog.Elector{Catalog: t.Catalog, Node: cfg.Name, TTL: cfg.LeaseTTL}
 	n.trouble.lines = make(map[string]string)
@@ -155,6 +158,7 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	n.flight = restore.NewFlight(restore.FlightOptions{Memory: flightMemory, Alone: n.alone})
 	n.inv.init()
 	n.repair.init()
+	n.scrub.init()
 	var err error
 	if n.peers, err = newPeerClient(cfg); err != nil {
 		return nil, err
@@ -186,6 +190,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.loop(ctx, "drain", n.kickDrain, 5*time.Second, n.drainOnce) })
 	g.Go(func() error { return n.loop(ctx, "evict", n.kickEvict, 10*time.Second, n.evictOnce) })
 	g.Go(func() error { return n.loop(ctx, "repair", n.kickRepair, repairEvery, n.repairOnce) })
+	g.Go(func() error { return n.loop(ctx, "scrub", n.kickScrub, scrubEvery, n.scrubOnce) })
 	g.Go(func() error { return n.loop(ctx, "collect", n.kickCollect, 10*time.Second, n.collectOnce) })
 	g.Go(func() error { return n.loop(ctx, "heartbeat", n.kickBeat, n.cfg.Heartbeat, n.beat) })
 	g.Go(func() error { return n.follow(ctx) })

@@ -14,6 +14,9 @@ type Stats struct {
 	VerifiedBytes atomic.Int64 // ckptd_verified_bytes_total
 	MendedColumns atomic.Int64 // ckptd_mended_columns_total: columns of the remote tier rebuilt or moved
 	MendedBytes   atomic.Int64 // ckptd_mended_bytes_total: written for them
+	ScrubbedBytes atomic.Int64 // ckptd_scrubbed_bytes_total: of columns of the remote tier that were looked at
+	ScrubBad      atomic.Int64 // ckptd_scrub_bad_total: columns found missing or not what they should be
+	ScrubRemoved  atomic.Int64 // ckptd_scrub_removed_total: columns removed that no record named
 	Evicted       atomic.Int64 // ckptd_evicted_shards_total
 	Quarantined   atomic.Int64 // ckptd_quarantined_shards_total
 	Pruned        atomic.Int64 // ckptd_pruned_sets_total

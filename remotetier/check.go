@@ -112,6 +112,48 @@ func (t *Tier) checkColumn(ctx context.Context, p *catalog.Place, l stripe.Layou
 	return check
 }
 
+// CheckOne is a deep Check of one column of a place.
+func (t *Tier) CheckOne(ctx context.Context, place catalog.Place, column int) (ColumnCheck, error) {
+	l, err := layoutOf(place)
+	if err != nil {
+		return ColumnCheck{}, err
+	}
+	if column < 0 || column >= l.Columns() {
+		return ColumnCheck{}, fmt.Errorf("column %d of %s: %w", column, place.Blob, catalog.ErrInvalid)
+	}
+	c := t.checkColumn(traffic.Default(ctx, traffic.Scrub), &place, l, column, true)
+	return c, ctx.Err()
+}
+
+// ListTarget lists what one target has of the blobs at or under prefix.
+func (t *Tier) ListTarget(ctx context.Context, target, prefix string) ([]Entry, error) {
+	ti := t.now.Load().byName[target]
+	if ti == nil {
+		return nil, fmt.Errorf("target %q: %w: it is not configured", target, catalog.ErrUnavailable)
+	}
+	var all []Entry
+	for e, err := range ti.List(ctx, prefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list target %s: %w", target, err)
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
+// RemoveColumn removes one column from one target, whoever may still name it:
+// the caller knows that nobody does.
+func (t *Tier) RemoveColumn(ctx context.Context, target string, key Key) error {
+	ti := t.now.Load().byName[target]
+	if ti == nil {
+		return fmt.Errorf("target %q: %w: it is not configured", target, catalog.ErrUnavailable)
+	}
+	if t.writing(key.Generation) {
+		return fmt.Errorf("remove %v: %w: it is being written", key, catalog.ErrConflict)
+	}
+	return ti.Remove(ctx, key)
+}
+
 // CheckColumn reads all of a column on a target, which need not be in any
 // place, where it lies if the target can do that; see Checker.
 func (t *Tier) CheckColumn(ctx context.Context, target string, key Key) (ColumnInfo, error) {

@@ -197,3 +197,81 @@ func TestStoryRepair(t *testing.T) {
 		}
 	})
 }
+
+// TestStoryScrub: damage of every kind on the disks of running targets is found
+// and mended by the background scrub, and what nobody names goes; an order does
+// the same at once.
+func TestStoryScrub(t *testing.T) {
+	f := startFleet(t, 6, "--layout", "4+2", "--scrub-every", "3s", "--scrub-grace", "1s", "--scrub-rate", "0")
+	f.until("six are up", allUp(6))
+	if _, err := f.c[0].Attach(t.Context(), "run", "first", 1); err != nil {
+		t.Fatal(err)
+	}
+	steps := []int64{1, 2, 3}
+	for _, s := range steps {
+		f.save(s)
+	}
+	file := func(p *catalog.Place, c int) string {
+		return filepath.Join(f.dirs()[p.Targets[c]], "columns", filepath.FromSlash(p.Blob), fmt.Sprintf("g%016x.c%02d.col", p.Generation, c))
+	}
+	change := func(name string, how func([]byte) []byte) {
+		b, err := os.ReadFile(name)
+		if err == nil {
+			err = os.WriteFile(name, how(b), 0o600)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	damage := func() {
+		p, q := f.place(1), f.place(2)
+		change(file(p, 0), func(b []byte) []byte { b[len(b)/2] ^= 1; return b })
+		change(file(p, 5), func(b []byte) []byte { return b[:len(b)-5000] })
+		other, err := os.ReadFile(file(q, 3))
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(file(q, 2), func([]byte) []byte { return other })
+		if err := os.Remove(file(q, 4)); err != nil {
+			t.Error(err)
+		}
+	}
+	p := f.place(3)
+	extra := strings.Replace(file(p, 1), fmt.Sprintf("g%016x", p.Generation), fmt.Sprintf("g%016x", p.Generation-1), 1)
+	b, err := os.ReadFile(file(p, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(extra, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	damage()
+	eventually(t, "everything is mended, and what nobody names is gone", func() error {
+		if _, err := os.Stat(extra); err == nil {
+			return errors.New("a column that nobody names is still there")
+		}
+		return f.whole(steps)
+	})
+	for i := range f.c {
+		if said := why(t, f.c[i], "run@1"); !strings.Contains(said, "scrub") || !strings.Contains(said, "mended") {
+			t.Errorf("the story of run@1 on %s: %s", f.nodes[i].name, said)
+		}
+	}
+	damage()
+	ctx, cancel := short(t)
+	defer cancel()
+	eventually(t, "an order to scrub is carried out", func() error { // a node that is at it already is let finish
+		res, err := f.c[1].Scrub(ctx, "", true, nil)
+		if err == nil && (len(res.Left) > 0 || res.Targets != 6) {
+			err = fmt.Errorf("%+v", res)
+		}
+		return err
+	})
+	eventually(t, "everything is mended again", func() error { return f.whole(steps) })
+	if res, err := f.c[0].Scrub(ctx, "t0", false, nil); err != nil || !res.Started || res.Targets != 1 {
+		t.Errorf("Scrub of one target without waiting = %+v, %v", res, err)
+	}
+	if _, err := f.c[0].Scrub(ctx, "nowhere", true, nil); err == nil {
+		t.Error("a target that is none was scrubbed")
+	}
+}

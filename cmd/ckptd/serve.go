@@ -139,6 +139,14 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 	if cfg.RepairAfter, err = parseDuration("repair-after", s.RepairAfter); err != nil {
 		return cfg, err
 	}
+	if cfg.ScrubGrace, err = parseDuration("scrub-grace", s.ScrubGrace); err != nil {
+		return cfg, err
+	}
+	if s.ScrubEvery != "0" {
+		if cfg.ScrubEvery, err = parseDuration("scrub-every", s.ScrubEvery); err != nil {
+			return cfg, err
+		}
+	}
 	if cfg.Probe, err = parseDuration("target-probe", s.TargetProbe); err != nil {
 		return cfg, err
 	}
@@ -185,6 +193,10 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 	if err != nil {
 		return t, err
 	}
+	scrub, err := parseSize("scrub-rate", s.ScrubRate)
+	if err != nil {
+		return t, err
+	}
 	records, follow, err := parseRemote(s.Remote, s.Data, cfg.Name)
 	if err != nil {
 		return t, err
@@ -213,7 +225,7 @@ func openTiers(ctx context.Context, s *settings, cfg ckptd.Config, log *slog.Log
 			return t, err
 		}
 		t.Remote = remotetier.New(nil, remotetier.Options{
-			Rate: rate, Traffic: traffic.Options{Rates: map[traffic.Class]int64{traffic.Repair: repair}}, Trace: t.Targets.News.Trace(), Mapped: o.mapped,
+			Rate: rate, Traffic: traffic.Options{Rates: map[traffic.Class]int64{traffic.Repair: repair, traffic.Scrub: scrub}}, Trace: t.Targets.News.Trace(), Mapped: o.mapped,
 		})
 	}
 	t.Catalog, err = openCatalog(ctx, s, cfg, log, open)

@@ -185,6 +185,13 @@ func (c *Client) Repair(ctx context.Context, run string, wait bool, progress fun
 	return stream[wire.RepairResult](ctx, c, "/v1/repair", wire.RepairRequest{Run: run, Wait: wait}, progress)
 }
 
+// Scrub looks at every byte of every column of a target, or ("") of all, where
+// it lies, and mends what is wrong. Without wait the daemons do it in the
+// background.
+func (c *Client) Scrub(ctx context.Context, target string, wait bool, progress func(wire.Progress)) (*wire.ScrubResult, error) {
+	return stream[wire.ScrubResult](ctx, c, "/v1/scrub", wire.ScrubRequest{Target: target, Wait: wait}, progress)
+}
+
 // Watch gives sets as they change, of one run or ("") of all, until ctx ends
 // or the daemon leaves.
 func (c *Client) Watch(ctx context.Context, run string) iter.Seq2[wire.Set, error] {

@@ -228,6 +228,18 @@ type RepairResult struct {
 	Left    []string `json:"left"`              // blobs that lack columns all the same, and why
 }
 
+// ScrubResult ends an answer of /v1/scrub.
+type ScrubResult struct {
+	Started bool     `json:"started,omitempty"` // it goes on in the daemons; the rest is not known yet
+	Targets int      `json:"targets"`
+	Columns int64    `json:"columns"` // looked at
+	Bytes   int64    `json:"bytes"`   // of them
+	Bad     int64    `json:"bad"`     // missing, or not what they should be
+	Mended  int64    `json:"mended"`  // of the bad
+	Extra   int64    `json:"extra"`   // that no record names; they go after a grace
+	Left    []string `json:"left"`    // what could not be looked at or mended, and why
+}
+
 // FsckResult ends an answer of /v1/catalog/fsck.
 type FsckResult struct {
 	Sets     int           `json:"sets"`
@@ -305,6 +317,10 @@ type (
 	RepairRequest struct {
 		Run  string `json:"run,omitempty"`  // default all
 		Wait bool   `json:"wait,omitempty"` // until it is done; otherwise it goes on without the caller
+	}
+	ScrubRequest struct {
+		Target string `json:"target,omitempty"` // default all
+		Wait   bool   `json:"wait,omitempty"`   // until it is done; otherwise it goes on without the caller
 	}
 	FsckRequest struct {
 		Mend bool `json:"mend"`
