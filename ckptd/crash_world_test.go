@@ -32,6 +32,8 @@ import (
 const (
 	crashRun   = catalog.Run("run/a")
 	crashWorld = 2 // ranks
+	// squashedStep and later ones have shards that are worth compressing.
+	squashedStep = 1000
 )
 
 // fate is what may be seen of a set.
@@ -93,6 +95,11 @@ func crashShard(id catalog.SetID, rank int) (header, file []byte) {
 	copy(file, h.Bytes())
 	rng := rand.NewChaCha8([32]byte{byte(id.Step), byte(id.Attempt), byte(rank)})
 	_, _ = rng.Read(file[h.DataStart:])
+	if id.Step >= squashedStep { // is worth compressing
+		for i := range file[h.DataStart:] {
+			file[h.DataStart+int64(i)] &= 7
+		}
+	}
 	return h.Bytes(), file
 }
 

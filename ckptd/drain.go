@@ -176,7 +176,7 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 		}
 	}
 	place, err := n.remote.Pool(pool).Put(ctx, name, rawBlob{out, out.Raw()}, layout)
-	if errors.Is(err, catalog.ErrCorrupt) {
+	if errors.Is(err, catalog.ErrCorrupt) && encoding == "" { // a spool that went bad is made anew
 		return n.localBad(ctx, set.SetID, s.Rank, err)
 	} else if err != nil {
 		return fmt.Errorf("drain %s: %w", name, err)

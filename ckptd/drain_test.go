@@ -13,6 +13,11 @@ import (
 // committed boots a node with one committed set that is not drained yet.
 func committed(t *testing.T) (*world, point, catalog.SetRecord) {
 	t.Helper()
+	return committedStep(t, 1)
+}
+
+func committedStep(t *testing.T, step int64) (*world, point, catalog.SetRecord) {
+	t.Helper()
 	p := point{fs: vfstest.New(vfstest.Options{}), records: catalogtest.Mem(), parts: catalogtest.Mem()}
 	w, err := boot(t.Context(), p.fs, p.records, p.parts)
 	if err != nil {
@@ -24,14 +29,14 @@ func committed(t *testing.T) (*world, point, catalog.SetRecord) {
 	}
 	m := newModel()
 	for rank := range crashWorld {
-		if err := w.save(m, crashID(1, 1), rank); err != nil {
+		if err := w.save(m, crashID(step, 1), rank); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := errors.Join(w.n.voteOnce(w.ctx), w.lead()); err != nil {
 		t.Fatal(err)
 	}
-	rec, err := w.cat.Set(w.ctx, crashID(1, 1))
+	rec, err := w.cat.Set(w.ctx, crashID(step, 1))
 	if err != nil || rec.State != catalog.Committed {
 		t.Fatalf("%v, %v", rec, err)
 	}

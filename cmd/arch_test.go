@@ -40,7 +40,7 @@ var layers = map[string][]string{
 
 	// Drivers: what only a program, or a test, plugs in.
 	"remotetier/s3/bucket":    {"catalog"},
-	"sdk/bundle/objects":      {"sdk/bundle", "remotetier/s3/bucket", "catalog"},
+	"sdk/bundle/objects":      {"sdk/bundle", "remotetier/s3/bucket", "sdk/wire", "catalog"},
 	"catalog/natscatalog":     {"catalog"},
 	"remotetier/fabric":       {"remotetier/traffic", "catalog"},
 	"remotetier/fabric/frame": {"remotetier/fabric", "catalog"},

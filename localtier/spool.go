@@ -25,7 +25,7 @@ type Spool struct {
 	end sync.Once
 }
 
-// spoolBuffer is how much is written at a time, in blocks.
+// spoolBuffer is how much is written at a time, in blocks, at most.
 const spoolBuffer = 4
 
 // NewSpool makes room for at most most bytes: quota, and allocated blocks on
@@ -36,7 +36,8 @@ func (t *Tier) NewSpool(ctx context.Context, name string, most int64) (*Spool, e
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
-	return &Spool{in: in, most: most, buf: vfs.AlignedBuffer(spoolBuffer * catalog.BlockSize)}, nil
+	blocks := min(spoolBuffer, max(1, catalog.Blocks(most)))
+	return &Spool{in: in, most: most, buf: vfs.AlignedBuffer(blocks * catalog.BlockSize)}, nil
 }
 
 // Write appends p. More than there is room for is ErrNoSpace.

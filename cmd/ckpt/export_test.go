@@ -452,6 +452,10 @@ func TestExportS3(t *testing.T) {
 		t.Errorf("%v, %d uploads are left", err, server.Uploads(t))
 	}
 
+	if code, _, errs := a.ckpt("export", "llama/7b@5", "s3://ckpt-test/x?endpoint=http://127.0.0.1:1"); code != 1 || !strings.Contains(errs, "endpoint") {
+		t.Errorf("export to nowhere: exit %d, %s", code, errs)
+	}
+
 	// Never over another set; damage is found.
 	a.must("save", "llama/7b@6", filepath.Join(dir, "1.safetensors"))
 	if code, _, errs := a.ckpt("export", "llama/7b@6", spec); code != 6 {

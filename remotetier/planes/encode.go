@@ -150,8 +150,8 @@ func (e *encoder) run(ctx context.Context, workers int) error {
 	})
 	for range workers {
 		g.Go(func() error {
-			c := newCoder()
-			defer c.zstd.Close()
+			c := coders.Get().(*coder)
+			defer coders.Put(c)
 			for t := range todo {
 				t.err = e.frame(c, t)
 				close(t.done)
@@ -241,8 +241,8 @@ func Estimate(ctx context.Context, src Source, layout Layout) (ratio float64, er
 		e.seal = s.Seal()
 	}
 	n := frames(e.x.raw)
-	c := newCoder()
-	defer c.zstd.Close()
+	c := coders.Get().(*coder)
+	defer coders.Put(c)
 	wk := works.Get().(*work)
 	defer works.Put(wk)
 	stored, raw := 0, 0

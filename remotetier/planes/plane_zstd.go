@@ -34,6 +34,9 @@ type coder struct {
 	out  []byte // of the last plane tried with matches
 }
 
+// coders are used again: their tables take megabytes. They hold nothing else.
+var coders = sync.Pool{New: func() any { return newCoder() }}
+
 func newCoder() *coder {
 	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest),
 		zstd.WithSingleSegment(true), zstd.WithEncoderCRC(false), zstd.WithLowerEncoderMem(true))

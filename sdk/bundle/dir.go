@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/sdk/wire"
 )
 
 // dirPart is how much of a file is written at a time, in bytes.
@@ -48,7 +49,7 @@ func (d *Dir) Ready(context.Context) (release func() error, err error) {
 	}()
 	// Where there are no locks, two exports of one set still write the same files.
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, fmt.Errorf("%s: %w: another export is writing there", d.path, catalog.ErrConflict)
+		return nil, wire.WithHint(fmt.Errorf("%s: %w: another export is writing there", d.path, catalog.ErrConflict), "wait until it has ended, or name another folder")
 	}
 	entries, err := f.ReadDir(-1)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/s3/bucket"
 	"github.com/ckptd/ckptd/sdk/bundle"
+	"github.com/ckptd/ckptd/sdk/wire"
 )
 
 const (
@@ -47,7 +48,7 @@ func (s *Store) Ready(ctx context.Context) (release func() error, err error) {
 		return nil, fmt.Errorf("%v: %w: name a prefix of the bucket; a set has one of its own", s, catalog.ErrInvalid)
 	}
 	if err := s.b.Check(ctx); err != nil {
-		return nil, err
+		return nil, s.advise(err)
 	}
 	// Who may not list uploads can export all the same.
 	if _, err := s.b.AbortUploads(ctx, "", time.Now().Add(-stale)); err != nil && ctx.Err() != nil {
@@ -56,13 +57,24 @@ func (s *Store) Ready(ctx context.Context) (release func() error, err error) {
 	return func() error { return nil }, nil
 }
 
+// advise adds what to do about a server that does not answer, or not to us.
+func (s *Store) advise(err error) error {
+	switch {
+	case errors.Is(err, catalog.ErrUnavailable):
+		return wire.WithHint(err, "the server of the bucket does not answer, or is busy: is %s the right endpoint? The same command goes on where this one ended", s.b.Spec().Endpoint)
+	case errors.Is(err, catalog.ErrInvalid):
+		return wire.WithHint(err, "bucket, endpoint= and region= are in the name; credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws/credentials, or the machine's role")
+	}
+	return err
+}
+
 // Has asks for the object's size and metadata.
 func (s *Store) Has(ctx context.Context, name string, size int64, root catalog.Digest) (bool, error) {
 	st, err := s.b.Stat(ctx, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return err == nil && st.Size == size && st.Meta[rootKey] == root.String(), err
+	return err == nil && st.Size == size && st.Meta[rootKey] == root.String(), s.advise(err)
 }
 
 // Create begins an object: one request for a small one, an upload for another.
@@ -73,7 +85,7 @@ func (s *Store) Create(ctx context.Context, name string, size int64, root catalo
 	}
 	u, err := s.b.Upload(ctx, name, size, meta)
 	if err != nil {
-		return nil, err
+		return nil, s.advise(err)
 	}
 	return &largeFile{u, s, name, size, root}, nil
 }
@@ -97,13 +109,13 @@ func (f *smallFile) WriteAt(_ context.Context, p []byte, off int64) error {
 
 func (f *smallFile) Commit(ctx context.Context) error {
 	if f.name != bundle.ManifestFile {
-		return f.s.b.Put(ctx, f.name, f.b, f.meta)
+		return f.s.advise(f.s.b.Put(ctx, f.name, f.b, f.meta))
 	}
 	err := f.s.b.PutNew(ctx, f.name, f.b, f.meta)
 	if errors.Is(err, catalog.ErrConflict) {
 		return f.s.mine(ctx, f.name, int64(len(f.b)), f.root, err)
 	}
-	return err
+	return f.s.advise(err)
 }
 
 func (f *smallFile) Close() error { return nil }
@@ -132,7 +144,7 @@ type largeFile struct {
 func (f *largeFile) Part() int64 { return f.PartSize() }
 
 func (f *largeFile) WriteAt(ctx context.Context, p []byte, off int64) error {
-	return f.Upload.Part(ctx, p, off)
+	return f.s.advise(f.Upload.Part(ctx, p, off))
 }
 
 func (f *largeFile) Commit(ctx context.Context) error {
@@ -141,7 +153,7 @@ func (f *largeFile) Commit(ctx context.Context) error {
 		// Completed before, and the answer was lost: the upload is gone and the object there.
 		return f.s.mine(ctx, f.name, f.size, f.root, err)
 	}
-	return err
+	return f.s.advise(err)
 }
 
 type object struct {
@@ -154,7 +166,7 @@ type object struct {
 func (s *Store) Open(ctx context.Context, name string) (bundle.Object, error) {
 	st, err := s.b.Stat(ctx, name)
 	if err != nil {
-		return nil, err
+		return nil, s.advise(err)
 	}
 	return &object{s, name, st.Size}, nil
 }
@@ -167,5 +179,5 @@ func (o *object) ReadAt(ctx context.Context, p []byte, off int64) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("%w: %w", catalog.ErrCorrupt, err)
 	}
-	return err
+	return o.s.advise(err)
 }
