@@ -131,6 +131,9 @@ func (m *members) choose(ctx context.Context, w wish) ([]string, error) {
 			return names, nil
 		}
 		if len(resting) == 0 || ctx.Err() != nil {
+			if names := stripe.PlaceMore(w.blob, w.gen, append(c.list, c.last...), held, w.columns, most); len(names) == w.columns {
+				return names, nil
+			}
 			return nil, c.tooFew(ctx, w.columns)
 		}
 		asked = append(asked, m.ask(ctx, func(ti *TargetInfo) bool { return slices.Contains(resting, ti) })...)
@@ -141,11 +144,13 @@ func (m *members) choose(ctx context.Context, w wish) ([]string, error) {
 // candidates is what asked targets may take a column, and why others may not.
 type candidates struct {
 	list         []stripe.Candidate
+	last         []stripe.Candidate // that failed this Tier before, and answer: better than no place at all
 	full, failed []error
 }
 
 // candidates looks for targets that take new columns, answer, have room for
-// need bytes and are not in without.
+// need bytes and are not in without. One that failed often is the last choice:
+// after the network was away everything has, and works.
 func (m *members) candidates(asked []TargetStatus, need int64, without map[string]error) (c candidates) {
 	for _, s := range asked {
 		err := s.Err
@@ -153,7 +158,7 @@ func (m *members) candidates(asked []TargetStatus, need int64, without map[strin
 			err = without[s.Name]
 		}
 		switch {
-		case !takesNew(s.State):
+		case !takesNew(s.State) && !(err == nil && takesNew(m.byName[s.Name].State)):
 			c.failed = append(c.failed, fmt.Errorf("%s is %s and %w", s.Name, s.State, errState))
 		case errors.Is(err, catalog.ErrNoSpace):
 			c.full = append(c.full, fmt.Errorf("%s: %w", s.Name, err))
@@ -168,7 +173,12 @@ func (m *members) candidates(asked []TargetStatus, need int64, without map[strin
 				Weight: stripe.ByFree(m.byName[s.Name].Weight, s.Space.Free, s.Space.Total),
 				Room:   int(min(s.Space.Free/max(need, 1), stripe.MaxColumns)),
 			}
-			if s.State == catalog.TargetSuspect {
+			switch {
+			case !takesNew(s.State): // down by what this Tier met of it, and nobody else says so
+				cand.Rank = 2
+				c.last = append(c.last, cand)
+				continue
+			case s.State == catalog.TargetSuspect:
 				cand.Rank = 1
 			}
 			c.list = append(c.list, cand)
