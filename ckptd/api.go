@@ -174,6 +174,7 @@ func (n *Node) routes(h *server.Hertz, network bool) {
 	r.post("/v1/prune", n.postPrune)
 	r.post("/v1/verify", n.postVerify)
 	r.post("/v1/targets/drain", n.postTargetDrain)
+	r.post("/v1/targets/rebalance", n.postTargetRebalance)
 	r.post("/v1/repair", n.postRepair)
 	r.post("/v1/scrub", n.postScrub)
 	r.post("/v1/catalog/rebuild", n.postRebuild)

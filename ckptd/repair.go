@@ -24,7 +24,7 @@ import (
 
 const (
 	repairEvery   = 3 * time.Second // a look at the target map
-	repairAgain   = time.Minute     // a look at all sets while something is left to others
+	repairAgain   = time.Minute     // a look at all sets while something is left to others, at the latest
 	repairMost    = 5 * time.Minute // between two tries of what cannot be done now
 	repairAll     = time.Hour       // a look at all sets, all the same
 	repairJobs    = 4096            // planned at once; the rest comes in the next round
@@ -159,7 +159,7 @@ func (n *Node) repairOnce(ctx context.Context) error {
 		}
 		n.repair.pause = wait
 	case res.all > res.mended || n.awaitsUnknown():
-		wait = repairAgain
+		wait = min(max(20*res.look, repairEvery), repairAgain) // looking is a twentieth of the time at most
 	}
 	n.repair.clean, n.repair.until = key, time.Now().Add(wait)
 	return n.finishDrains(ctx, v, res)
@@ -206,16 +206,19 @@ type mendedAll struct {
 	unseen  int            // records that could not be looked for
 	on      map[string]int // blobs of which a column is on a target that is to be left, by target
 	more    bool           // there are more than were planned
+	look    time.Duration  // that it took to read all records
 }
 
 // mendAll mends what this node is to mend, of one run or ("") of all, and tells
 // what there is.
 func (n *Node) mendAll(ctx context.Context, v *mendView, run catalog.Run, asked func(*placed) (yes, deep bool), progress func(done, total int)) (mendedAll, error) {
 	res := mendedAll{on: map[string]int{}}
+	begin := time.Now()
 	jobs, err := n.mendJobs(ctx, v, run, asked, &res)
 	if err != nil {
 		return res, err
 	}
+	res.look = time.Since(begin)
 	n.tellRepair(func(s *RepairState) { s.Blobs, s.Stuck, s.Why = res.all, 0, "" })
 	if run == "" {
 		n.repair.mu.Lock()
@@ -283,7 +286,7 @@ func (n *Node) mendAll(ctx context.Context, v *mendView, run catalog.Run, asked 
 // on targets that may come back are left alone.
 func stuck(m *remotetier.Mended, v *mendView) string {
 	for _, c := range m.Left {
-		if c.State != remotetier.ColumnUnreachable || v.leaves(c.Target) {
+		if c.State.Bad() || v.leaves(c.Target) { // a good one that does not move is not missing
 			return fmt.Sprintf("column %d on %s (%s): %v", c.Column, c.Target, c.State, c.Err)
 		}
 	}
@@ -358,7 +361,7 @@ var errLater = errors.New("somebody else is at it")
 // are, then the end of those that moved. In this order no crash leaves less
 // than there was.
 func (n *Node) mendBlob(ctx context.Context, v *mendView, j mendJob) (remotetier.Mended, error) {
-	return n.mendWith(ctx, j, remotetier.MendOptions{Leave: v.leaves, Deep: j.deep})
+	return n.mendWith(ctx, j, remotetier.MendOptions{Leave: v.leaves, Deep: j.deep, Spread: j.spread})
 }
 
 func (n *Node) mendWith(ctx context.Context, j mendJob, opt remotetier.MendOptions) (remotetier.Mended, error) {

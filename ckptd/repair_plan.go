@@ -160,11 +160,29 @@ func rendezvous(key string, names []string) string {
 	return best
 }
 
+// canSpread says whether a target has several columns of a place while another
+// member of the pool has none and takes new ones.
+func (v *mendView) canSpread(p *catalog.Place) bool {
+	if !v.known || len(crowded(p)) == 0 {
+		return false
+	}
+	pool := map[string]bool{}
+	for i := range v.targets.Targets {
+		if r := &v.targets.Targets[i]; slices.Contains(p.Targets, r.Name) {
+			pool[r.Pool] = true
+		}
+	}
+	return slices.ContainsFunc(v.targets.Targets, func(r catalog.TargetRecord) bool {
+		return pool[r.Pool] && r.State.OrUp() == catalog.TargetUp && (r.Node == "" || r.Node == v.node) && !slices.Contains(p.Targets, r.Name)
+	})
+}
+
 // mendJob is a blob to be mended.
 type mendJob struct {
 	placed
-	spare int  // columns that may still be lost
-	deep  bool // some column was seen to be bad
+	spare  int  // columns that may still be lost
+	deep   bool // some column was seen to be bad
+	spread bool // a target has several of its columns, and another has none
 }
 
 // planMend lists what of some blobs is to be mended by this node, and counts
@@ -183,7 +201,8 @@ func planMend(v *mendView, blobs []placed, asked func(*placed) (yes, deep bool))
 		if asked != nil {
 			yes, deep = asked(&p)
 		}
-		if !yes && !leave {
+		spread := v.canSpread(&p.place)
+		if !yes && !leave && !spread {
 			continue
 		}
 		all++
@@ -194,7 +213,7 @@ func planMend(v *mendView, blobs []placed, asked func(*placed) (yes, deep bool))
 		if l, err := stripe.Parse(p.place.Layout); err == nil {
 			spare += l.M
 		}
-		mine = append(mine, mendJob{p, spare, deep})
+		mine = append(mine, mendJob{p, spare, deep, spread})
 	}
 	return mine, all
 }

@@ -157,3 +157,32 @@ func TestTellCheck(t *testing.T) {
 		}
 	}
 }
+
+// Columns that share a target move when another member can take one.
+func TestPlanSpread(t *testing.T) {
+	p := placed{id: catalog.SetID{Run: "run", Step: 1, Attempt: 1}, place: aPlace("r/1/0", "a", "b", "a")}
+	up := func(names ...string) (all []catalog.TargetRecord) {
+		for _, n := range names {
+			all = append(all, catalog.TargetRecord{Name: n, State: catalog.TargetUp})
+		}
+		return all
+	}
+	for _, c := range []struct {
+		what string
+		m    []catalog.TargetRecord
+		want bool
+	}{
+		{"no other target", up("a", "b"), false},
+		{"another one", up("a", "b", "c"), true},
+		{"another one, down", append(up("a", "b"), catalog.TargetRecord{Name: "c", State: catalog.TargetDown}), false},
+		{"another one of another pool", append(up("a", "b"), catalog.TargetRecord{Name: "c", State: catalog.TargetUp, Pool: "other"}), false},
+		{"another one of another node", append(up("a", "b"), catalog.TargetRecord{Name: "c", State: catalog.TargetUp, Node: "n2"}), false},
+	} {
+		v := aView(time.Now(), c.m...)
+		v.live = []string{"n1"}
+		jobs, _ := planMend(v, []placed{p}, nil)
+		if got := len(jobs) == 1 && jobs[0].spread; got != c.want {
+			t.Errorf("%s: planned %+v", c.what, jobs)
+		}
+	}
+}

@@ -86,6 +86,7 @@ func TestPlanScrubber(t *testing.T) {
 // scrubWorld is a node with targets in memory, and committed sets on them.
 type scrubWorld struct {
 	*Node
+	c     *cluster
 	t     *testing.T
 	mems  map[string]*targettest.Mem
 	ids   []catalog.SetID
@@ -96,10 +97,9 @@ func newScrubWorld(t *testing.T, targets, sets int) *scrubWorld {
 	t.Helper()
 	c := newCluster(t, 0)
 	n, end := c.node("n1", Targets{Follow: true})
-	w := &scrubWorld{Node: n, t: t, mems: map[string]*targettest.Mem{}, bytes: map[catalog.SetID][]byte{}}
-	for i := range targets {
-		name := fmt.Sprintf("t%d", i)
-		w.mems[name] = c.register(name, "h:"+name).Target.(*targettest.Mem)
+	w := &scrubWorld{Node: n, c: c, t: t, mems: map[string]*targettest.Mem{}, bytes: map[catalog.SetID][]byte{}}
+	for range targets {
+		w.join()
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -111,17 +111,7 @@ func newScrubWorld(t *testing.T, targets, sets int) *scrubWorld {
 		c.stop()
 		end()
 	})
-	for deadline := time.Now().Add(time.Minute); n.pool("").Targets < targets; {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d targets are used", n.pool("").Targets)
-		}
-		_, _, changed := n.cat.KnownTargets()
-		n.tgt.kick.now()
-		select {
-		case <-changed:
-		case <-time.After(time.Millisecond):
-		}
-	}
+	w.awaitTargets()
 	if _, err := n.cat.Attach(t.Context(), "run", "first", time.Now()); err != nil {
 		t.Fatal(err)
 	}
@@ -132,6 +122,28 @@ func newScrubWorld(t *testing.T, targets, sets int) *scrubWorld {
 		t.Fatal(err)
 	}
 	return w
+}
+
+// join registers one more target.
+func (w *scrubWorld) join() {
+	name := fmt.Sprintf("t%d", len(w.mems))
+	w.mems[name] = w.c.register(name, "h:"+name).Target.(*targettest.Mem)
+}
+
+// awaitTargets waits until the node uses them all.
+func (w *scrubWorld) awaitTargets() {
+	w.t.Helper()
+	for deadline := time.Now().Add(time.Minute); w.pool("").Targets < len(w.mems); {
+		if time.Now().After(deadline) {
+			w.t.Fatalf("%d targets are used", w.pool("").Targets)
+		}
+		_, _, changed := w.cat.KnownTargets()
+		w.tgt.kick.now()
+		select {
+		case <-changed:
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // commit puts a set of one shard on the targets and says so in the catalog.

@@ -16,9 +16,10 @@ import (
 // MendOptions say what of a place is to be put right; the zero value: the
 // columns that are not there or not what they should be.
 type MendOptions struct {
-	Leave func(target string) bool // columns on these targets move away, whatever their state; nil: none
-	Move  map[int]string           // columns that move to the target given, if they are good
-	Deep  bool                     // look for columns whose bytes do not fit their sums, too
+	Leave  func(target string) bool // columns on these targets move away, whatever their state; nil: none
+	Move   map[int]string           // columns that move to the target given, if they are good
+	Spread bool                     // of several columns on one target all but one move to targets that have none
+	Deep   bool                     // look for columns whose bytes do not fit their sums, too
 }
 
 // Mended is what a Mend did. The place holds from the moment it returns; the
@@ -144,10 +145,13 @@ func (m *mend) leaves(target string) bool { return m.opt.Leave != nil && m.opt.L
 
 // plan makes the jobs from what was found.
 func (m *mend) plan() {
+	has := map[string]bool{}
 	for _, c := range m.rep.Columns {
 		to, move := m.opt.Move[c.Column]
+		crowded := m.opt.Spread && has[c.Target] && c.State == ColumnOK
+		has[c.Target] = true
 		switch {
-		case m.leaves(c.Target), c.State.Bad(), move && c.State == ColumnOK && to != c.Target:
+		case m.leaves(c.Target), c.State.Bad(), crowded, move && c.State == ColumnOK && to != c.Target:
 			m.jobs = append(m.jobs, &mendJob{ColumnCheck: c})
 		case c.State == ColumnUnreachable:
 			m.res.Left = append(m.res.Left, c)

@@ -175,3 +175,40 @@ func TestColumnChecksRead(t *testing.T) {
 		t.Errorf("CheckColumn = %+v, %v", info, err)
 	}
 }
+
+// TestMendSpreads: what was put on too few targets moves when there are more.
+func TestMendSpreads(t *testing.T) {
+	w := newWorld(6, remotetier.Options{})
+	b := random(300_000, 1)
+	p := mustPut(t, w.Tier, b, layout(2, 2, 65536))
+	crowded := p
+	crowded.Targets = slices.Clone(p.Targets)
+	for c := 2; c < 4; c++ { // as a Put with two targets would have it
+		w.mem(p, c-2).SetColumn(keyOf(p, c), w.mem(p, c).Column(keyOf(p, c)))
+		w.mem(p, c).SetColumn(keyOf(p, c), nil)
+		crowded.Targets[c] = p.Targets[c-2]
+	}
+	if m, err := w.Mend(t.Context(), crowded, remotetier.MendOptions{}); err != nil || m.Moved() {
+		t.Errorf("Mend = %+v, %v; want nothing moved", m, err)
+	}
+	m, err := w.Mend(t.Context(), crowded, remotetier.MendOptions{Spread: true})
+	if err != nil || len(m.Columns) != 2 || len(m.Left) > 0 {
+		t.Fatalf("Mend = %+v, %v", m, err)
+	}
+	if err := w.DropReplaced(t.Context(), m); err != nil {
+		t.Error(err)
+	}
+	seen := map[string]bool{}
+	for _, name := range m.Place.Targets {
+		seen[name] = true
+	}
+	if len(seen) != 4 {
+		t.Errorf("columns are on %v", m.Place.Targets)
+	}
+	mustBeWhole(t, w, m.Place, b, "spread")
+	for c := 2; c < 4; c++ {
+		if w.mem(crowded, c).Column(keyOf(p, c)) != nil {
+			t.Errorf("column %d is still on %s too", c, crowded.Targets[c])
+		}
+	}
+}

@@ -74,6 +74,14 @@ func TestPrints(t *testing.T) {
 	golden(t, "verify", func(w io.Writer) {
 		printVerify(w, &wire.VerifyResult{Sets: 1, Copies: 6, Bytes: 1 << 31, Bad: []wire.BadCopy{{ID: "a@1#1", Rank: -1, Tier: "remote", Err: "gone"}, {ID: "a@1#1", Rank: 3, Tier: "local", Node: "n1", Err: "block 7"}}})
 	})
+	golden(t, "repair", func(w io.Writer) {
+		printRepair(w, &wire.RepairResult{Started: true})
+		printRepair(w, &wire.RepairResult{Blobs: 12, Mended: 11, Columns: 3, Bytes: 3 << 30, Left: []string{"run@1#1 rank 0: column 2 on t4 (missing): no space"}})
+		printScrub(w, &wire.ScrubResult{Started: true, Targets: 1})
+		printScrub(w, &wire.ScrubResult{Targets: 6, Columns: 4000, Bytes: 1 << 40, Bad: 2, Mended: 2, Extra: 1})
+		printRebalance(w, &wire.RebalanceResult{DryRun: true, Columns: 5, Bytes: 5 << 30, Least: 0.1, Most: 0.62, Moves: []wire.RebalanceMove{{From: "t0", To: "t9", Columns: 4, Bytes: 4 << 30}, {From: "t1", To: "t9", Columns: 1, Bytes: 1 << 30}}})
+		printRebalance(w, &wire.RebalanceResult{Least: 0.4, Most: 0.43})
+	})
 	golden(t, "fsck", func(w io.Writer) {
 		printFsck(w, &wire.FsckResult{Sets: 2, Problems: []wire.FsckProblem{{ID: "a@1#1", What: "shard 0 is not where it should be"}, {What: "a stray file", Mended: true}}})
 	})

@@ -112,3 +112,53 @@ func newTargetUndrainCmd(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&node, "node", "", "node that has the target to itself (default the daemon asked)")
 	return cmd
 }
+
+func newTargetRebalanceCmd(a *app) *cobra.Command {
+	var dryRun bool
+	cmd := &cobra.Command{
+		Use: "rebalance", Short: "Move columns from the fullest targets to the emptiest", Args: args(0, 0),
+		Long: `Moves columns from the fullest targets of each pool to the emptiest until they differ by less
+than 5 % of their room. New sets go to the emptier targets anyway; this is for what is there
+already when targets have joined. Columns of a set stay in different failure domains. A column
+goes when its successor is durable and recorded; the moves are paced as --repair-rate says.
+Ctrl-C leaves the work to the daemon.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(cmd.Context(), func(c *ckpt.Client) error {
+				p := a.progress("rebalance", 0, "blobs")
+				res, err := c.RebalanceTargets(cmd.Context(), dryRun, p.set)
+				p.end()
+				if err != nil {
+					return err
+				}
+				if err := a.print(res, func(w io.Writer) { printRebalance(w, res) }); err != nil {
+					return err
+				}
+				if len(res.Left) > 0 {
+					return errQuiet
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only tell what would move")
+	return cmd
+}
+
+func printRebalance(w io.Writer, r *wire.RebalanceResult) {
+	if len(r.Moves) > 0 {
+		table(w, func(row func(...any)) {
+			row("FROM", "TO", "COLUMNS", "SIZE")
+			for _, m := range r.Moves {
+				row(m.From, m.To, m.Columns, size(m.Bytes))
+			}
+		})
+	}
+	for _, l := range r.Left {
+		fmt.Fprintln(w, "left: "+l)
+	}
+	verb := "moved"
+	if r.DryRun {
+		verb = "would move"
+	}
+	fmt.Fprintf(w, "%s %s, %s; targets are %.0f %% to %.0f %% full\n", plural(r.Columns, "column", "columns"), verb, size(r.Bytes), 100*r.Least, 100*r.Most)
+}

@@ -16,7 +16,7 @@ import (
 )
 
 func newTargetCmd(a *app) *cobra.Command {
-	return group("target", "The places of the remote tier", newTargetLsCmd(a), newTargetAddCmd(a), newTargetDrainCmd(a), newTargetUndrainCmd(a), newTargetRmCmd(a))
+	return group("target", "The places of the remote tier", newTargetLsCmd(a), newTargetAddCmd(a), newTargetDrainCmd(a), newTargetUndrainCmd(a), newTargetRebalanceCmd(a), newTargetRmCmd(a))
 }
 
 func newTargetLsCmd(a *app) *cobra.Command {

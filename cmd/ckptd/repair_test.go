@@ -76,7 +76,7 @@ func (f *fleet) whole(steps []int64, without ...string) error {
 // daemons bring redundancy back, although one of them is killed in the middle;
 // then a target is drained, and damage is repaired on order.
 func TestStoryRepair(t *testing.T) {
-	f := startFleet(t, 6, "--repair-after", "1s", "--layout", "4+2", "--repair-rate", "4MiB")
+	f := startFleet(t, 6, "--repair-after", "1s", "--layout", "4+2", "--repair-rate", "4MiB", "--scrub-every", "2s", "--scrub-rate", "20MiB") // a scrub runs all the time
 	f.until("six are up", allUp(6))
 	if _, err := f.c[0].Attach(t.Context(), "run", "first", 1); err != nil {
 		t.Fatal(err)
@@ -85,9 +85,7 @@ func TestStoryRepair(t *testing.T) {
 	for _, s := range steps {
 		f.save(s)
 	}
-	if err := f.whole(steps); err != nil {
-		t.Fatal(err)
-	}
+	eventually(t, "every column is there", func() error { return f.whole(steps) })
 	dead := []string{"t1", "t4"}
 	for _, i := range []int{1, 4} {
 		f.targets[i].kill()

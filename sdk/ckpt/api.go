@@ -179,6 +179,12 @@ func (c *Client) DrainTarget(ctx context.Context, name, node string, undo, wait 
 	return stream[wire.Target](ctx, c, "/v1/targets/drain", wire.TargetDrainRequest{Name: name, Node: node, Undo: undo, Wait: wait}, progress)
 }
 
+// RebalanceTargets moves columns from the fullest targets to the emptiest. A dry
+// run only tells.
+func (c *Client) RebalanceTargets(ctx context.Context, dryRun bool, progress func(wire.Progress)) (*wire.RebalanceResult, error) {
+	return stream[wire.RebalanceResult](ctx, c, "/v1/targets/rebalance", wire.RebalanceRequest{DryRun: dryRun}, progress)
+}
+
 // Repair looks at every column of a run, or ("") of all runs, and mends what is
 // wrong at once. Without wait the daemon does it in the background.
 func (c *Client) Repair(ctx context.Context, run string, wait bool, progress func(wire.Progress)) (*wire.RepairResult, error) {

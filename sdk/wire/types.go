@@ -218,6 +218,25 @@ type RebuildResult struct {
 	Problems []string `json:"problems"`
 }
 
+// RebalanceResult ends an answer of /v1/targets/rebalance.
+type RebalanceResult struct {
+	DryRun  bool            `json:"dry_run"`
+	Moves   []RebalanceMove `json:"moves"`   // that were planned
+	Columns int             `json:"columns"` // moved; of a dry run: planned
+	Bytes   int64           `json:"bytes"`   // of them
+	Least   float64         `json:"least"`   // used part of the emptiest target, after it
+	Most    float64         `json:"most"`    // used part of the fullest
+	Left    []string        `json:"left"`    // what did not move, and why
+}
+
+// RebalanceMove is what goes from one target to another.
+type RebalanceMove struct {
+	From    string `json:"from"`
+	To      string `json:"to"`
+	Columns int    `json:"columns"`
+	Bytes   int64  `json:"bytes"`
+}
+
 // RepairResult ends an answer of /v1/repair.
 type RepairResult struct {
 	Started bool     `json:"started,omitempty"` // it goes on in the daemon; the rest is not known yet
@@ -313,6 +332,9 @@ type (
 		Node string `json:"node,omitempty"` // as of TargetRemoveRequest
 		Undo bool   `json:"undo,omitempty"` // take the drain back: new columns go there again
 		Wait bool   `json:"wait,omitempty"` // tell of the progress until it is drained
+	}
+	RebalanceRequest struct {
+		DryRun bool `json:"dry_run,omitempty"`
 	}
 	RepairRequest struct {
 		Run  string `json:"run,omitempty"`  // default all
