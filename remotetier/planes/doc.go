@@ -8,6 +8,7 @@
 //     that of the blob's seal.
 //  4. Hostile bytes are ErrCorrupt: no panic, and no allocation that follows
 //     from a length they claim.
-//  5. Memory is bounded: Encode takes some 20 MiB for each frame it works on at
-//     a time, a Reader its index (24 bytes a frame) and some frames.
+//  5. Memory is bounded: Encode maps 16 MiB for each frame it works on at a time
+//     and one more, and gives it back; a Reader has its index (24 bytes a frame)
+//     and some frames.
 package planes

@@ -7,10 +7,9 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"slices"
-	"sync"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/ckptd/ckptd/catalog"
 )
@@ -49,13 +48,33 @@ type Stats struct {
 
 // work is one frame on its way; its buffers go round.
 type work struct {
-	raw, tmp, back, out []byte
+	raw, tmp, back, out []byte // with room for a frame each
 	blocks              []uint32
 	err                 error
 	done                chan struct{}
+	mem                 []byte
 }
 
-var works = sync.Pool{New: func() any { return new(work) }}
+// slack is how much longer than its frame the output may be while it is made.
+const slack = 256 << 10
+
+// newWork maps its buffers, for frames of size bytes. They are not of the heap: a
+// drain would leave its garbage collector tens of megabytes to find for each shard.
+func newWork(size int) (*work, error) {
+	size = (size + 4095) / 4096 * 4096
+	mem, err := unix.Mmap(-1, 0, 4*size+slack, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("memory for a frame: %w", err)
+	}
+	part := func(i int) []byte { return mem[i*size : i*size : (i+1)*size] }
+	return &work{raw: part(0), tmp: part(1), back: part(2), out: mem[3*size : 3*size], mem: mem}, nil
+}
+
+func (w *work) free() {
+	if w != nil {
+		_ = unix.Munmap(w.mem) // of our own mapping: it cannot fail
+	}
+}
 
 // Encode writes src as a container, in order.
 func Encode(ctx context.Context, w io.Writer, src Source, layout Layout, opt Options) (Stats, error) {
@@ -121,8 +140,11 @@ func (e *encoder) run(ctx context.Context, workers int) error {
 	todo, ready := make(chan task), make(chan task, workers+1)
 	free := make(chan *work, workers+1)
 	for range workers + 1 {
-		wk := works.Get().(*work)
-		defer works.Put(wk)
+		wk, err := newWork(int(min(Size, e.x.raw)))
+		if err != nil {
+			return err
+		}
+		defer wk.free() // everybody who uses it has been waited for
 		free <- wk
 	}
 	g.Go(func() error { // hands out frames in order
@@ -183,7 +205,7 @@ func (e *encoder) run(ctx context.Context, workers int) error {
 // against what was read.
 func (e *encoder) frame(c *coder, t task) error {
 	n := e.x.rawSize(t.frame)
-	t.raw, t.tmp, t.back = slices.Grow(t.raw[:0], n)[:n], slices.Grow(t.tmp[:0], n)[:n], slices.Grow(t.back[:0], n)[:n]
+	t.raw, t.tmp, t.back = t.raw[:n], t.tmp[:n], t.back[:n]
 	off := int64(t.frame) * Size
 	if got, err := e.src.ReadAt(t.raw, off); got < n {
 		if err == nil || errors.Is(err, io.EOF) {
@@ -200,7 +222,7 @@ func (e *encoder) frame(c *coder, t task) error {
 		}
 		t.blocks = append(t.blocks, crc)
 	}
-	t.out = c.encode(slices.Grow(t.out[:0], n+headSize), t.raw, t.tmp, t.runs)
+	t.out = c.encode(t.out[:0], t.raw, t.tmp, t.runs)
 	if err := decode(t.back, t.out, t.tmp); err != nil {
 		return fmt.Errorf("frame %d does not decode: %w", t.frame, err)
 	}
@@ -243,8 +265,11 @@ func Estimate(ctx context.Context, src Source, layout Layout) (ratio float64, er
 	n := frames(e.x.raw)
 	c := coders.Get().(*coder)
 	defer coders.Put(c)
-	wk := works.Get().(*work)
-	defer works.Put(wk)
+	wk, err := newWork(int(min(Size, e.x.raw)))
+	if err != nil {
+		return 0, err
+	}
+	defer wk.free()
 	stored, raw := 0, 0
 	for s := range min(samples, n) {
 		if err := ctx.Err(); err != nil {

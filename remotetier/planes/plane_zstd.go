@@ -106,7 +106,7 @@ func bit(b bool) byte {
 // decoder is shared: DecodeAll may be called by several goroutines, and keeps
 // as many sets of tables as there are processors.
 var decoder = sync.OnceValue(func() *zstd.Decoder {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecodeAllCapLimit(true),
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(0), zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderLowmem(true),
 		zstd.WithDecoderMaxMemory(Size), zstd.WithDecoderMaxWindow(Size))
 	if err != nil {
 		panic("planes: " + err.Error()) // the options are constants
