@@ -88,10 +88,15 @@ func (c *farCluster) mustHold(t *testing.T, place catalog.Place, want []byte) {
 }
 
 // mustBeClean waits until the targets hold nothing that was begun and not
-// ended, and gives what they hold.
-func (c *farCluster) mustBeClean(t *testing.T) (found map[string][]*formatColumn) {
+// ended, and gives what they hold. The daemons scrub meanwhile.
+func (c *farCluster) mustBeClean(t *testing.T, daemons ...*ckpt.Client) (found map[string][]*formatColumn) {
 	t.Helper()
 	eventually(t, "nothing is left over", func() (err error) {
+		for _, d := range daemons {
+			if _, err := d.Scrub(t.Context(), "", true, nil); err != nil {
+				return err
+			}
+		}
 		if found, err = findFormat(c.dirs); err != nil {
 			return err
 		}
@@ -213,6 +218,7 @@ func TestPartitionsOfADaemon(t *testing.T) {
 	t.Logf("seed %d", seed)
 	var all sync.WaitGroup
 	var daemons []*daemon
+	var clients []*ckpt.Client
 	for i, f := range faults[:3] {
 		h := c.net.host()
 		h.slow("100mbit")
@@ -220,16 +226,17 @@ func TestPartitionsOfADaemon(t *testing.T) {
 		for _, p := range c.targets {
 			flags = append(flags, "--remote", fmt.Sprintf("tcp:%s,name=%s", p.addr, p.name))
 		}
-		d := newDaemon(t, f.name, append(flags, "--layout", "4+2", "--unit", "256KiB")...)
+		d := newDaemon(t, f.name, append(flags, "--layout", "4+2", "--unit", "256KiB", "--scrub-rate", "0", "--scrub-grace", "100ms")...)
 		d.host = h
 		daemons = append(daemons, d.start())
+		clients = append(clients, d.dial())
 		all.Go(func() { c.partition(t, d, f, rand.New(rand.NewPCG(seed, uint64(i)))) })
 	}
 	all.Wait()
 	if t.Failed() {
 		return
 	}
-	found := c.mustBeClean(t)
+	found := c.mustBeClean(t, clients...)
 	for _, d := range daemons {
 		for step := range 2 {
 			blob := catalog.SetID{Run: catalog.Run(d.name), Step: int64(step + 1), Attempt: 1}.ShardName(0)
