@@ -40,6 +40,7 @@ var layers = map[string][]string{
 
 	// Drivers: what only a program, or a test, plugs in.
 	"remotetier/s3/bucket":    {"catalog"},
+	"remotetier/s3":           {"remotetier", "remotetier/plain", "remotetier/s3/bucket", "catalog"},
 	"sdk/bundle/objects":      {"sdk/bundle", "remotetier/s3/bucket", "sdk/wire", "catalog"},
 	"catalog/natscatalog":     {"catalog"},
 	"remotetier/fabric":       {"remotetier/traffic", "catalog"},
@@ -55,7 +56,7 @@ var layers = map[string][]string{
 		"restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
 		"remotetier", "remotetier/stripe", "remotetier/planes", "sdk/wire", "catalog",
 	},
-	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/posix", "remotetier/target", "remotetier/fabric", "remotetier/fabric/ofi", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "remotetier/traffic", "sdk/wire", "catalog"},
+	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/posix", "remotetier/s3", "remotetier/s3/bucket", "remotetier/target", "remotetier/fabric", "remotetier/fabric/ofi", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "remotetier/traffic", "sdk/wire", "catalog"},
 	"cmd/ckpt":  {"cmd/ckpt/bench", "sdk/ckpt", "sdk/bundle", "sdk/bundle/objects", "remotetier/s3/bucket", "shardwriter/shardfile", "sdk/wire", "catalog"},
 	// The yardsticks of a benchmark are the parts that the product is made of.
 	"cmd/ckpt/bench": {"sdk/ckpt", "remotetier/planes", "shardwriter/shardfile", "catalog/natscatalog", "sdk/wire", "catalog"},

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/s3/bucket"
+	"github.com/ckptd/ckptd/remotetier/s3/s3test"
 )
 
 // engine is an existing store that a daemon keeps shards in, as the world
@@ -171,5 +173,36 @@ func TestPosixRemote(t *testing.T) {
 		return err
 	}); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestS3Remote(t *testing.T) {
+	srv := s3test.Start(t)
+	b := srv.Open(t, "team/ckpt", nil)
+	stat := func(name string) bucket.Info {
+		i, err := b.Stat(t.Context(), name)
+		if err != nil {
+			t.Error(err)
+		}
+		return i
+	}
+	engineStory(t, engine{
+		remote: srv.Spec("team/ckpt") + ",name=store", pool: "store",
+		read: func(name string) ([]byte, error) {
+			i, err := b.Stat(t.Context(), name)
+			if err != nil {
+				return nil, err
+			}
+			p := make([]byte, i.Size)
+			return p, b.Get(t.Context(), name, p, 0)
+		},
+		made: func(name string) time.Time { return stat(name).Modified },
+	})
+	if n := srv.Uploads(t); n != 0 {
+		t.Errorf("%d uploads are left", n)
+	}
+	notes, _, err := b.Folder(t.Context(), ".ckptd/notes/")
+	if err != nil || len(notes) > 0 {
+		t.Errorf("notes are left: %v, %v", notes, err)
 	}
 }

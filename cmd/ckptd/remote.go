@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/ckptd"
@@ -20,6 +21,8 @@ import (
 	"github.com/ckptd/ckptd/remotetier/fabric/ofi"
 	"github.com/ckptd/ckptd/remotetier/fabric/tcp"
 	"github.com/ckptd/ckptd/remotetier/posix"
+	"github.com/ckptd/ckptd/remotetier/s3"
+	"github.com/ckptd/ckptd/remotetier/s3/bucket"
 	"github.com/ckptd/ckptd/remotetier/target"
 )
 
@@ -140,6 +143,18 @@ func (o *opener) open(ctx context.Context, r catalog.TargetRecord) (ckptd.OpenTa
 			}
 		}
 		return posix.Open(ctx, vfs.OS, path, r.Name, opt)
+	case "s3":
+		spec, err := bucket.Parse(r.Addrs[0])
+		if err != nil {
+			return nil, err
+		}
+		b, err := bucket.Open(spec, bucket.Options{Again: func(err error, try int, wait time.Duration) {
+			o.log.Debug("a request is tried again", "target", r.Name, "try", try, "in", wait.Round(time.Millisecond), "err", err)
+		}})
+		if err != nil {
+			return nil, err
+		}
+		return s3.Open(ctx, b, r.Name, s3.Options{Trace: func(err error) { o.log.Warn("not cleared away", "err", err) }})
 	case "tcp", "tls":
 		opt := tcp.Options{Token: o.token}
 		if r.Scheme == "tls" {

@@ -3,13 +3,11 @@ package bucket
 import (
 	"bytes"
 	"context"
-	"crypto/md5"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"iter"
 	"net/http"
 	"strings"
 	"time"
@@ -20,15 +18,9 @@ import (
 	"github.com/ckptd/ckptd/catalog"
 )
 
-const (
-	tries     = 5 // of a request by the library, which does not try one whose answer breaks off
-	rounds    = 3 // of those
-	readTries = 5 // of a read that was cut in its middle; each has its own tries
-	// answerTimeout bounds the wait for the beginning of an answer: the server may
-	// be writing a part to its disks.
-	answerTimeout = 2 * time.Minute
-	roleTimeout   = 2 * time.Second // of asking the machine for its role
-)
+// answerTimeout bounds the wait for the beginning of an answer: the server may
+// be writing a part to its disks, or putting an object together.
+const answerTimeout = 2 * time.Minute
 
 // Options of a Bucket; the zero value works.
 type Options struct {
@@ -36,45 +28,82 @@ type Options struct {
 	Transport http.RoundTripper
 	// Credentials default to the places of the package's fifth promise.
 	Credentials *credentials.Credentials
+
+	Tries    int           // of one request; default 8
+	Pause    time.Duration // before the second try, about twice as long before each further one; default 200 ms
+	Patience time.Duration // for one request with all its tries; default 2 min
+	Timeout  time.Duration // for one try, besides what its bytes take at 1 MiB/s; default 30 s
+
+	// Again is told of each further try; nil: nobody. It must not block.
+	Again func(err error, try int, wait time.Duration)
+}
+
+func (o *Options) norm(plain bool) error {
+	if o.Tries <= 0 {
+		o.Tries = 8
+	}
+	for _, d := range []struct {
+		v   *time.Duration
+		def time.Duration
+	}{{&o.Pause, 200 * time.Millisecond}, {&o.Patience, 2 * time.Minute}, {&o.Timeout, 30 * time.Second}} {
+		if *d.v <= 0 {
+			*d.v = d.def
+		}
+	}
+	if o.Transport == nil {
+		t, err := minio.DefaultTransport(!plain)
+		if err != nil {
+			return err
+		}
+		t.ResponseHeaderTimeout = answerTimeout
+		t.MaxIdleConnsPerHost = 64
+		t.DisableCompression = true
+		o.Transport = t
+	}
+	return nil
 }
 
 // Bucket is an open bucket, or a prefix of one. Its methods may be called
 // concurrently. Names are relative to the prefix.
 type Bucket struct {
-	spec Spec
-	core minio.Core
+	spec   Spec
+	opt    Options
+	core   minio.Core
+	creds  *chain
+	budget budget
 }
 
 // Open prepares a client. Nothing is asked of the server until a method is called.
 func Open(spec Spec, opt Options) (*Bucket, error) {
-	if opt.Transport == nil {
-		t, err := minio.DefaultTransport(!spec.Plain)
-		if err != nil {
-			return nil, fmt.Errorf("open %v: %w", spec, err)
-		}
-		t.ResponseHeaderTimeout = answerTimeout
-		t.MaxIdleConnsPerHost = 32
-		t.DisableCompression = true
-		opt.Transport = t
+	if err := opt.norm(spec.Plain); err != nil {
+		return nil, fmt.Errorf("open %v: %w", spec, err)
 	}
-	if opt.Credentials == nil {
-		opt.Credentials = credentials.NewChainCredentials([]credentials.Provider{
-			&credentials.EnvAWS{}, &credentials.FileAWSCredentials{},
-			&credentials.IAM{Client: &http.Client{Timeout: roleTimeout}},
-		})
+	b := &Bucket{spec: spec, opt: opt, creds: newChain()}
+	if opt.Credentials != nil {
+		b.creds = &chain{creds: opt.Credentials}
 	}
+	b.budget.left = tokens
 	lookup := minio.BucketLookupDNS
 	if spec.Path {
 		lookup = minio.BucketLookupPath
 	}
 	c, err := minio.New(spec.Endpoint, &minio.Options{
-		Creds: opt.Credentials, Secure: !spec.Plain, Transport: opt.Transport,
-		Region: spec.region(), BucketLookup: lookup, MaxRetries: tries,
+		Creds: b.creds.creds, Secure: !spec.Plain, Transport: opt.Transport, Region: spec.region(), BucketLookup: lookup,
+		MaxRetries: 1, // the trying again is ours
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open %v: %w: %w", spec, catalog.ErrInvalid, err)
 	}
-	return &Bucket{spec: spec, core: minio.Core{Client: c}}, nil
+	b.core = minio.Core{Client: c}
+	return b, nil
+}
+
+// Close lets go of idle connections.
+func (b *Bucket) Close() error {
+	if t, ok := b.opt.Transport.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
+	}
+	return nil
 }
 
 // Spec is what Open was given.
@@ -82,23 +111,20 @@ func (b *Bucket) Spec() Spec { return b.spec }
 
 func (b *Bucket) String() string { return b.spec.String() }
 
-// again does a request, and once more when its answer broke off. What it asks
-// for must mean the same when it is asked twice.
-func again(ctx context.Context, do func() error) (err error) {
-	for range rounds {
-		if err = do(); err == nil || ctx.Err() != nil || classOf(minio.ToErrorResponse(err)) != catalog.ErrUnavailable {
-			return err
-		}
-	}
-	return err
-}
-
 // key is an object's whole name.
 func (b *Bucket) key(name string) string {
 	if b.spec.Prefix == "" {
 		return name
 	}
 	return b.spec.Prefix + "/" + name
+}
+
+// name is the opposite of key.
+func (b *Bucket) name(key string) string {
+	if b.spec.Prefix == "" {
+		return key
+	}
+	return strings.TrimPrefix(key, b.spec.Prefix+"/")
 }
 
 // Info describes an object.
@@ -112,7 +138,11 @@ type Info struct {
 
 // Check asks whether the bucket is there and the credentials are good for it.
 func (b *Bucket) Check(ctx context.Context) error {
-	ok, err := b.core.BucketExists(ctx, b.spec.Bucket)
+	ok := false
+	err := b.do(ctx, 0, func(ctx context.Context) (err error) {
+		ok, err = b.core.BucketExists(ctx, b.spec.Bucket)
+		return err
+	})
 	if err == nil && !ok {
 		return fmt.Errorf("%v: %w: there is no such bucket; make it first", b.spec, catalog.ErrInvalid)
 	}
@@ -121,7 +151,11 @@ func (b *Bucket) Check(ctx context.Context) error {
 
 // Stat describes an object; a missing one is fs.ErrNotExist.
 func (b *Bucket) Stat(ctx context.Context, name string) (Info, error) {
-	st, err := b.core.StatObject(ctx, b.spec.Bucket, b.key(name), minio.StatObjectOptions{})
+	var st minio.ObjectInfo
+	err := b.do(ctx, 0, func(ctx context.Context) (err error) {
+		st, err = b.core.StatObject(ctx, b.spec.Bucket, b.key(name), minio.StatObjectOptions{})
+		return err
+	})
 	if err != nil {
 		return Info{}, b.fail("stat", name, err)
 	}
@@ -132,105 +166,78 @@ func (b *Bucket) Stat(ctx context.Context, name string) (Info, error) {
 	return i, nil
 }
 
-// Get fills p with the bytes of an object from off. One that ends earlier is
-// io.ErrUnexpectedEOF. A read that is cut goes on where it was.
-func (b *Bucket) Get(ctx context.Context, name string, p []byte, off int64) error {
-	var err error
-	for try := 0; len(p) > 0 && try < readTries; try++ {
-		var n int
-		n, err = b.get(ctx, name, p, off)
-		p, off = p[n:], off+int64(n)
-		if n > 0 {
-			try = 0
-		}
-		if err != nil && (ctx.Err() != nil || !errors.Is(err, catalog.ErrUnavailable)) {
-			return err
-		}
-	}
-	if len(p) > 0 {
-		return err
-	}
-	return nil
-}
-
-func (b *Bucket) get(ctx context.Context, name string, p []byte, off int64) (n int, err error) {
-	opt := minio.GetObjectOptions{}
-	if err := opt.SetRange(off, off+int64(len(p))-1); err != nil {
-		return 0, fmt.Errorf("read %s: %w: %w", name, catalog.ErrInvalid, err)
-	}
-	body, info, _, err := b.core.GetObject(ctx, b.spec.Bucket, b.key(name), opt)
-	if err != nil {
-		return 0, b.fail("read", name, err)
-	}
-	defer body.Close()
-	n, err = io.ReadFull(body, p)
-	switch {
-	case err == nil:
-		return n, nil
-	case info.Size < int64(len(p)) && (err == io.EOF || err == io.ErrUnexpectedEOF) && int64(n) == info.Size:
-		return n, fmt.Errorf("read %s at %d: %w", name, off+int64(n), io.ErrUnexpectedEOF)
-	}
-	return n, fmt.Errorf("read %s at %d of %v: %w: %w", name, off+int64(n), b.spec, catalog.ErrUnavailable, err)
-}
-
 // Put writes a small object in one request.
 func (b *Bucket) Put(ctx context.Context, name string, p []byte, meta map[string]string) error {
-	return b.fail("put", name, b.put(ctx, name, p, minio.PutObjectOptions{UserMetadata: meta}))
+	_, err := b.put(ctx, name, p, meta, false)
+	return err
 }
 
-// PutNew is Put unless an object of that name is there: then it is ErrConflict,
+// PutNew is Put unless an object of that name is there: then it is ErrTaken,
 // also when that object is of a first try whose answer was lost. A server that
 // knows no conditions overwrites.
 func (b *Bucket) PutNew(ctx context.Context, name string, p []byte, meta map[string]string) error {
-	opt := minio.PutObjectOptions{UserMetadata: meta}
-	opt.SetMatchETagExcept("*")
-	err := b.put(ctx, name, p, opt)
-	if minio.ToErrorResponse(err).StatusCode == http.StatusNotImplemented {
+	_, err := b.put(ctx, name, p, meta, true)
+	var e minio.ErrorResponse
+	if errors.As(err, &e) && e.StatusCode == http.StatusNotImplemented {
 		return b.Put(ctx, name, p, meta)
-	}
-	return b.fail("put", name, err)
-}
-
-func (b *Bucket) put(ctx context.Context, name string, p []byte, opt minio.PutObjectOptions) error {
-	opt.DisableContentSha256, opt.ContentType = true, contentType
-	return again(ctx, func() error {
-		_, err := b.core.PutObject(ctx, b.spec.Bucket, b.key(name), bytes.NewReader(p), int64(len(p)), sum(p), "", opt)
-		return err
-	})
-}
-
-const contentType = "application/octet-stream"
-
-func sum(p []byte) string {
-	m := md5.Sum(p)
-	return base64.StdEncoding.EncodeToString(m[:])
-}
-
-// Remove removes an object; a missing one is no error.
-func (b *Bucket) Remove(ctx context.Context, name string) error {
-	err := b.core.RemoveObject(ctx, b.spec.Bucket, b.key(name), minio.RemoveObjectOptions{})
-	if err = b.fail("remove", name, err); errors.Is(err, fs.ErrNotExist) {
-		return nil
 	}
 	return err
 }
 
-// List gives the objects whose name begins with prefix, by name. It says what
-// the server had seen at some moment.
-func (b *Bucket) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
-	return func(yield func(Info, error) bool) {
-		for o := range b.core.ListObjectsIter(ctx, b.spec.Bucket, minio.ListObjectsOptions{Prefix: b.key(prefix), Recursive: true}) {
-			if o.Err != nil {
-				yield(Info{}, b.fail("list", prefix, o.Err))
-				return
-			}
-			name := o.Key
-			if b.spec.Prefix != "" {
-				name = strings.TrimPrefix(name, b.spec.Prefix+"/")
-			}
-			if !yield(Info{Name: name, Size: o.Size, Modified: o.LastModified, ETag: o.ETag}, nil) {
-				return
-			}
+// PutAs is Put, or PutNew, of an object that has metadata like no other: one
+// that a lost try made is recognised by it. It gives the object's ETag.
+func (b *Bucket) PutAs(ctx context.Context, name string, p []byte, key, value string, isNew bool) (etag string, err error) {
+	etag, err = b.put(ctx, name, p, map[string]string{key: value}, isNew)
+	if errors.Is(err, ErrTaken) {
+		if i, serr := b.Stat(ctx, name); serr == nil && i.Meta[key] == value && i.Size == int64(len(p)) {
+			return i.ETag, nil
 		}
 	}
+	return etag, err
+}
+
+func (b *Bucket) put(ctx context.Context, name string, p []byte, meta map[string]string, isNew bool) (etag string, err error) {
+	opt := putOptions(meta, isNew)
+	opt.UserMetadata[crcHeader] = crcOf(p)
+	err = b.do(ctx, int64(len(p)), func(ctx context.Context) error {
+		i, err := b.core.PutObject(ctx, b.spec.Bucket, b.key(name), bytes.NewReader(p), int64(len(p)), "", "", opt)
+		etag = i.ETag
+		return err
+	})
+	return etag, b.fail("put", name, err)
+}
+
+const contentType = "application/octet-stream"
+
+func putOptions(meta map[string]string, isNew bool) minio.PutObjectOptions {
+	o := minio.PutObjectOptions{UserMetadata: map[string]string{}, DisableContentSha256: true, ContentType: contentType}
+	for k, v := range meta {
+		o.UserMetadata[k] = v
+	}
+	if isNew {
+		o.SetMatchETagExcept("*")
+	}
+	return o
+}
+
+// The server's checksums.
+const (
+	crcHeader    = "X-Amz-Checksum-Crc32c"
+	crcAlgorithm = "X-Amz-Checksum-Algorithm"
+)
+
+// crcOf is the CRC32C of p as the server writes it.
+func crcOf(p []byte) string {
+	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, catalog.Sum32C(p)))
+}
+
+// Remove removes an object; a missing one is no error.
+func (b *Bucket) Remove(ctx context.Context, name string) error {
+	err := b.do(ctx, 0, func(ctx context.Context) error {
+		return b.core.RemoveObject(ctx, b.spec.Bucket, b.key(name), minio.RemoveObjectOptions{})
+	})
+	if err = b.fail("remove", name, err); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }

@@ -5,70 +5,129 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
 
 	"github.com/minio/minio-go/v7"
 
 	"github.com/ckptd/ckptd/catalog"
 )
 
-// classes is the one table from the codes of S3 to the classes of package
-// catalog; a code that is not here is judged by the status.
-var classes = map[string]error{
-	"NoSuchKey":    fs.ErrNotExist,
-	"NoSuchUpload": fs.ErrNotExist,
-	"NoSuchBucket": catalog.ErrInvalid,
+// ErrTaken: there is an object of that name, or another than the one asked
+// for. It comes with ErrConflict.
+var ErrTaken = fmt.Errorf("%w: the object's condition does not hold", catalog.ErrConflict)
 
-	"AccessDenied":                 catalog.ErrInvalid,
-	"AllAccessDisabled":            catalog.ErrInvalid,
-	"InvalidAccessKeyId":           catalog.ErrInvalid,
-	"SignatureDoesNotMatch":        catalog.ErrInvalid,
-	"RequestTimeTooSkewed":         catalog.ErrInvalid,
-	"AuthorizationHeaderMalformed": catalog.ErrInvalid,
-
-	"PreconditionFailed":         catalog.ErrConflict,
-	"OperationAborted":           catalog.ErrConflict,
-	"ConditionalRequestConflict": catalog.ErrConflict,
-
-	"QuotaExceeded":                  catalog.ErrNoSpace,
-	"StorageFull":                    catalog.ErrNoSpace,
-	"XMinioStorageFull":              catalog.ErrNoSpace,
-	"XMinioAdminBucketQuotaExceeded": catalog.ErrNoSpace,
-
-	"BadDigest":                   catalog.ErrUnavailable, // damaged on its way
-	"XAmzContentChecksumMismatch": catalog.ErrUnavailable,
-	"IncompleteBody":              catalog.ErrUnavailable,
-	"InvalidPart":                 catalog.ErrUnavailable,
+// rule is what an answer of the server means.
+type rule struct {
+	class error
+	again bool   // another try may help
+	hint  string // what to do; empty: the server's own words are enough
 }
 
-// advice says what to do about some codes.
-var advice = map[string]string{
-	"NoSuchBucket":          "make the bucket first, or name another",
-	"AccessDenied":          "the credentials have no right to it",
-	"InvalidAccessKeyId":    "the server does not know this AWS_ACCESS_KEY_ID",
-	"SignatureDoesNotMatch": "AWS_SECRET_ACCESS_KEY is wrong, or region= is",
-	"RequestTimeTooSkewed":  "this machine's clock is wrong",
+var (
+	missing    = rule{class: fs.ErrNotExist}
+	taken      = rule{class: ErrTaken}
+	full       = rule{class: catalog.ErrNoSpace}
+	busy       = rule{class: catalog.ErrUnavailable, again: true}
+	damaged    = rule{class: catalog.ErrUnavailable, again: true, hint: "the bytes were damaged on the way"}
+	contended  = rule{class: catalog.ErrConflict, again: true}
+	elsewhere  = rule{class: catalog.ErrInvalid, hint: "give the bucket's region as region="}
+	notAllowed = rule{class: catalog.ErrInvalid, hint: hintCredentials}
+)
+
+// hintCredentials stands for where credentials were looked for and what was found.
+const hintCredentials = "credentials"
+
+// byCode is the one table from the codes of S3 to classes of package catalog;
+// byStatus is for codes that are not here.
+var byCode = map[string]rule{
+	"NoSuchKey":         missing,
+	"NoSuchUpload":      missing,
+	"NoSuchBucket":      {class: catalog.ErrInvalid, hint: "make the bucket first, or correct its name"},
+	"InvalidBucketName": {class: catalog.ErrInvalid, hint: "a bucket's name is 3 to 63 lower-case letters, digits, dots and dashes"},
+
+	"AccessDenied":          notAllowed,
+	"AllAccessDisabled":     notAllowed,
+	"AccountProblem":        notAllowed,
+	"InvalidAccessKeyId":    notAllowed,
+	"SignatureDoesNotMatch": {class: catalog.ErrInvalid, hint: "AWS_SECRET_ACCESS_KEY is wrong, or region= is"},
+	"InvalidToken":          notAllowed,
+	"ExpiredToken":          busy, // the next try has a new one
+	"RequestTimeTooSkewed":  {class: catalog.ErrInvalid, hint: "this machine's clock is wrong; set it"},
+
+	"AuthorizationHeaderMalformed": elsewhere,
+	"PermanentRedirect":            elsewhere,
+	"InvalidRegion":                elsewhere,
+	"MethodNotAllowed":             {class: catalog.ErrInvalid},
+	"NotImplemented":               {class: catalog.ErrInvalid, hint: "the server does not know a request that is needed"},
+	"InvalidObjectState":           {class: catalog.ErrUnavailable, hint: "the object was moved to an archive; restore it first"},
+	"InvalidRange":                 {class: catalog.ErrCorrupt},
+	"InvalidPart":                  {class: catalog.ErrUnavailable},
+
+	"PreconditionFailed":         taken,
+	"OperationAborted":           contended,
+	"ConditionalRequestConflict": contended,
+
+	"QuotaExceeded":                  full,
+	"StorageFull":                    full,
+	"XMinioStorageFull":              full,
+	"XMinioAdminBucketQuotaExceeded": full,
+	"EntityTooLarge":                 {class: catalog.ErrNoSpace, hint: "the server takes no objects of this size"},
+
+	"BadDigest":                   damaged,
+	"XAmzContentSHA256Mismatch":   damaged,
+	"XAmzContentChecksumMismatch": damaged,
+	"IncompleteBody":              damaged,
+
+	"RequestTimeout":       busy,
+	"SlowDown":             busy,
+	"SlowDownRead":         busy,
+	"SlowDownWrite":        busy,
+	"Throttling":           busy,
+	"ThrottlingException":  busy,
+	"RequestLimitExceeded": busy,
+	"RequestThrottled":     busy,
+	"ServiceUnavailable":   busy,
+	"InternalError":        busy,
 }
 
-// classOf gives a server's answer its class.
-func classOf(e minio.ErrorResponse) error {
-	if c, ok := classes[e.Code]; ok {
-		return c
+var byStatus = map[int]rule{
+	400: {class: catalog.ErrInvalid},
+	401: notAllowed,
+	403: notAllowed,
+	404: missing,
+	408: busy,
+	409: {class: catalog.ErrConflict},
+	412: taken,
+	416: {class: catalog.ErrCorrupt},
+	429: busy,
+	499: busy,
+	500: busy,
+	501: {class: catalog.ErrInvalid, hint: "the server does not know a request that is needed"},
+	502: busy,
+	503: busy,
+	504: busy,
+	507: full,
+}
+
+// ruleOf says what an error means. One that is no answer is of the way to the
+// server, and passes.
+func ruleOf(err error) rule {
+	var e minio.ErrorResponse
+	if !errors.As(err, &e) {
+		if class := catalog.ClassOf(err); class != nil {
+			return rule{class: class}
+		}
+		return busy
 	}
-	switch {
-	case e.StatusCode == http.StatusNotFound:
-		return fs.ErrNotExist
-	case e.StatusCode == http.StatusUnauthorized || e.StatusCode == http.StatusForbidden || e.StatusCode == http.StatusBadRequest:
-		return catalog.ErrInvalid
-	case e.StatusCode == http.StatusConflict || e.StatusCode == http.StatusPreconditionFailed:
-		return catalog.ErrConflict
-	case e.StatusCode == http.StatusInsufficientStorage:
-		return catalog.ErrNoSpace
+	if r, ok := byCode[e.Code]; ok {
+		return r
 	}
-	return catalog.ErrUnavailable // busy, broken, or no answer at all
+	if r, ok := byStatus[e.StatusCode]; ok {
+		return r
+	}
+	return rule{class: catalog.ErrUnavailable}
 }
 
-// fail wraps an error of the library.
+// fail wraps an error of a request with its class, and says what to do.
 func (b *Bucket) fail(verb, name string, err error) error {
 	if err == nil {
 		return nil
@@ -77,13 +136,19 @@ func (b *Bucket) fail(verb, name string, err error) error {
 	if name != "" {
 		where = name + " in " + where
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) && catalog.ClassOf(err) == nil {
 		return fmt.Errorf("%s %s: %w", verb, where, err)
 	}
-	e := minio.ToErrorResponse(err)
-	text := err.Error()
-	if a := advice[e.Code]; a != "" {
-		text += ": " + a
+	r := ruleOf(err)
+	hint := r.hint
+	if hint == hintCredentials {
+		hint = b.creds.tried()
 	}
-	return fmt.Errorf("%s %s: %w: %s", verb, where, classOf(e), text)
+	if hint != "" {
+		hint = "; " + hint
+	}
+	if errors.Is(err, r.class) {
+		return fmt.Errorf("%s %s: %w%s", verb, where, err, hint)
+	}
+	return fmt.Errorf("%s %s: %w: %w%s", verb, where, r.class, err, hint)
 }

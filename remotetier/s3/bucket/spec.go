@@ -2,8 +2,10 @@ package bucket
 
 import (
 	"fmt"
+	"net"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -20,11 +22,16 @@ type Spec struct {
 	Plain    bool   // by HTTP, not HTTPS
 	Region   string // "": asked for
 	Path     bool   // the bucket's name is in the path, not in the host's name
+	Insecure bool   // Plain is wanted although others could listen
+	Quota    int64  // bytes that a target may take there; 0: no limit
+	Part     int64  // least size of a part, in bytes; 0: MinPart
 }
+
+const maxPart = 1 << 30
 
 const defaultEndpoint = "s3.amazonaws.com"
 
-// Parse reads s3://BUCKET/PREFIX?endpoint=URL&region=NAME&style=path|virtual.
+// Parse reads s3://BUCKET/PREFIX?endpoint=URL&region=NAME&style=path|virtual&insecure=true&quota=SIZE&part=SIZE.
 func Parse(s string) (Spec, error) {
 	bad := func(format string, args ...any) (Spec, error) {
 		return Spec{}, fmt.Errorf("%.200q: %w: %s", s, catalog.ErrInvalid, fmt.Sprintf(format, args...))
@@ -62,14 +69,55 @@ func Parse(s string) (Spec, error) {
 		case key == "region":
 			q.Region = v[0]
 		case key == "style" && (v[0] == "path" || v[0] == "virtual"):
+		case key == "insecure" && v[0] == "true":
+			q.Insecure = true
+		case key == "quota" || key == "part":
+			n, err := parseSize(v[0])
+			if err != nil || n <= 0 || key == "part" && (n < MinPart || n > maxPart) {
+				return bad("%s=%.80s; want a size as 10TB or 64MiB, of a part 32MiB to 1GiB", key, v[0])
+			}
+			*map[string]*int64{"quota": &q.Quota, "part": &q.Part}[key] = n
 		default:
-			return bad("%s=%.80s; want endpoint=, region= or style=path|virtual", key, v[0])
+			return bad("%s=%.80s; want endpoint=, region=, style=path|virtual, insecure=true, quota= or part=", key, v[0])
 		}
 	}
 	if style := values.Get("style"); style != "" {
 		q.Path = style == "path"
 	}
+	if q.Plain && !q.Insecure && !loopback(q.Endpoint) {
+		return bad("by http:// everybody on the way reads the bytes; use an https:// endpoint, or say insecure=true")
+	}
 	return q, nil
+}
+
+func loopback(endpoint string) bool {
+	host, _, err := net.SplitHostPort(endpoint)
+	if err != nil {
+		host = endpoint
+	}
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// sizeUnits are the suffixes of a size.
+var sizeUnits = []struct {
+	suffix string
+	factor int64
+}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40}, {"PiB", 1 << 50}, {"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"PB", 1e15}, {"B", 1}}
+
+func parseSize(s string) (int64, error) {
+	factor := int64(1)
+	for _, u := range sizeUnits {
+		if rest, ok := strings.CutSuffix(s, u.suffix); ok {
+			s, factor = rest, u.factor
+			break
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err == nil && n > 1<<60/factor {
+		err = strconv.ErrRange
+	}
+	return n * factor, err
 }
 
 func validBucket(s string) bool {
@@ -103,6 +151,14 @@ func (s Spec) String() string {
 	}
 	if s.Region != "" {
 		q.Set("region", s.Region)
+	}
+	if s.Insecure {
+		q.Set("insecure", "true")
+	}
+	for key, n := range map[string]int64{"quota": s.Quota, "part": s.Part} {
+		if n != 0 {
+			q.Set(key, strconv.FormatInt(n, 10))
+		}
 	}
 	if s.Prefix == "" {
 		u.Path = ""

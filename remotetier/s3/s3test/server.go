@@ -121,7 +121,7 @@ func (s *Server) Open(t testing.TB, prefix string, transport http.RoundTripper) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := bucket.Open(spec, bucket.Options{Transport: transport, Credentials: credentials.NewStaticV4(AccessKey, SecretKey, "")})
+	b, err := bucket.Open(spec, bucket.Options{Transport: transport, Credentials: credentials.NewStaticV4(AccessKey, SecretKey, ""), Pause: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
