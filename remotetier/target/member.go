@@ -109,9 +109,7 @@ func (m *Member) Run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			if joined {
-				m.bye(ctx)
-			}
+			m.bye(ctx) // also in the middle of joining: it may have been carried out
 			return ctx.Err()
 		case <-time.After(wait):
 		}
