@@ -66,15 +66,30 @@ func (b *buffers) take(ctx context.Context, count, size int) (*loan, error) {
 	if err := b.sem.Acquire(ctx, l.size); err != nil {
 		return nil, err
 	}
-	pool := b.pool(size)
+	l.fill(count, size)
+	return l, nil
+}
+
+// tryTake is take for those who do without, with nil, when there is no room now.
+func (b *buffers) tryTake(count, size int) *loan {
+	size = roundUp(size)
+	l := &loan{from: b, size: int64(count) * int64(size)}
+	if !b.sem.TryAcquire(l.size) {
+		return nil
+	}
+	l.fill(count, size)
+	return l
+}
+
+func (l *loan) fill(count, size int) {
+	pool := l.from.pool(size)
 	for range count {
 		p, _ := pool.Get().(*[]byte)
 		if p == nil {
-			p = newBuffer(size, b.mapped)
+			p = newBuffer(size, l.from.mapped)
 		}
 		l.bufs = append(l.bufs, p)
 	}
-	return l, nil
 }
 
 // buf is the i-th buffer, at least as long as was asked for; its bytes are

@@ -27,4 +27,8 @@
 //  7. A Put outlives targets that fail, hang or fill up while it runs, as long
 //     as others can take their columns. The source is read again for these
 //     columns alone, and must not have changed.
+//  8. A target that answers late holds a read up no longer than other reads
+//     take when they are late, and a rebuild from other columns. Such rebuilds
+//     are at most a twentieth more requests, and nobody writes to a caller's
+//     memory when its read has returned.
 package remotetier

@@ -28,7 +28,7 @@ type mendStream struct {
 
 func newMendStream(m *mend, jobs []*mendJob) *mendStream {
 	s := &mendStream{m: m, jobs: jobs, hash: blake3.New()}
-	s.tier, s.place, s.layout, s.slots = m.tier, m.rep.Place, m.layout, make([]slot, m.layout.Columns())
+	s.tier, s.place, s.layout, s.slots = m.tier, m.rep.Place, m.layout, newSlots(m.layout.Columns())
 	for _, j := range jobs {
 		s.coded = s.coded || j.State != ColumnOK || m.unlike[j.Column]
 	}

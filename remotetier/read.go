@@ -72,7 +72,7 @@ func (r *Reader) readRange(ctx context.Context, p []byte, off int64) error {
 		for i := range st.Segments {
 			i = (i + int(spread)) % len(st.Segments)
 			g.Go(func() error {
-				err := r.readSegment(gctx, p, st.Segments[i], st.Reads[i])
+				err := r.readHedged(gctx, p, st.Segments[i], st.Reads[i])
 				if err == nil || gctx.Err() != nil {
 					return err
 				}
@@ -173,7 +173,7 @@ func (r *Reader) rebuildRows(ctx context.Context, p []byte, st stripe.Stripe, lo
 			bufs[g.Column] = p[g.Pos+lo-g.Off:][:n:n]
 		}
 	}
-	units, err := r.gather(ctx, bufs, lo)
+	units, err := r.gather(ctx, bufs, lo, -1)
 	if err != nil {
 		return err
 	}
@@ -198,12 +198,15 @@ func (r *Reader) rebuildRows(ctx context.Context, p []byte, st stripe.Stripe, lo
 }
 
 // gather reads the rows at lo of k columns: of those that have not failed yet
-// first, of others when there is no choice. The units it could not get have
-// length 0 and keep their capacity.
-func (r *Reader) gather(ctx context.Context, bufs [][]byte, lo int64) ([][]byte, error) {
+// first, of others when there is no choice, but never of column without (-1:
+// any will do). The units it did not get have length 0 and keep their capacity.
+func (r *Reader) gather(ctx context.Context, bufs [][]byte, lo int64, without int) ([][]byte, error) {
 	units := make([][]byte, len(bufs))
 	failed := make([]error, len(bufs))
 	tried := make([]bool, len(bufs))
+	if without >= 0 {
+		tried[without] = true
+	}
 	have := 0
 	for have < r.layout.K {
 		var pick []int

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -24,16 +25,26 @@ type Reader struct {
 	place  catalog.Place
 	layout stripe.Layout
 	read   atomic.Int64
+	hedged atomic.Int64
 	slots  []slot // by column
 }
 
 // slot is a column that may not be open, or not there.
 type slot struct {
+	opening chan struct{} // holds one token: taken to open it, which may last
 	sync.Mutex
 	col    *column
 	err    error // why it cannot be opened; sticky
 	cause  error // the first thing that went wrong with it
 	faults int   // reads that failed
+}
+
+func newSlots(n int) []slot {
+	s := make([]slot, n)
+	for i := range s {
+		s[i].opening = make(chan struct{}, 1)
+	}
+	return s
 }
 
 // maxFaults is how many failed reads make a column the last choice.
@@ -47,6 +58,7 @@ type Report struct {
 	Missing   []string // targets whose column is not there or cannot be reached, by name
 	Corrupt   []string // targets whose column failed a check, by name
 	BytesRead int64    // from targets, checksums and headers included
+	Hedged    int64    // parts of columns that were late, and rebuilt from others sooner than they came
 }
 
 // Open finds k columns of a place. It returns fs.ErrNotExist when every target
@@ -58,7 +70,7 @@ func (t *Tier) Open(ctx context.Context, place catalog.Place) (*Reader, error) {
 		return nil, err
 	}
 	place.Targets = slices.Clone(place.Targets)
-	r := &Reader{tier: t, place: place, layout: l, slots: make([]slot, l.Columns())}
+	r := &Reader{tier: t, place: place, layout: l, slots: newSlots(l.Columns())}
 	if err := r.openSome(traffic.Default(ctx, traffic.Restore)); err != nil {
 		_ = r.Close()
 		return nil, fmt.Errorf("open %s: %w", place.Blob, err)
@@ -127,7 +139,7 @@ func (r *Reader) Close() error {
 
 // Report tells what was met so far.
 func (r *Reader) Report() Report {
-	rep := Report{BytesRead: r.read.Load()}
+	rep := Report{BytesRead: r.read.Load(), Hedged: r.hedged.Load()}
 	for i := range r.slots {
 		s := &r.slots[i]
 		s.Lock()
@@ -152,12 +164,21 @@ func (r *Reader) Report() Report {
 // column gives column c, opened.
 func (r *Reader) column(ctx context.Context, c int) (*column, error) {
 	s := &r.slots[c]
-	s.Lock()
-	defer s.Unlock()
-	if s.col != nil || s.err != nil {
-		return s.col, s.err
+	if col, err := s.now(); col != nil || err != nil {
+		return col, err
+	}
+	select {
+	case s.opening <- struct{}{}:
+		defer func() { <-s.opening }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if col, err := s.now(); col != nil || err != nil { // somebody else has
+		return col, err
 	}
 	col, err := r.tier.openPlaced(ctx, &r.place, r.layout, c, &r.read)
+	s.Lock()
+	defer s.Unlock()
 	if err != nil {
 		if ctx.Err() == nil { // a caller that went away says nothing about the column
 			s.err = err
@@ -167,6 +188,13 @@ func (r *Reader) column(ctx context.Context, c int) (*column, error) {
 	}
 	s.col = col
 	return col, nil
+}
+
+// now is the column as far as it is known.
+func (s *slot) now() (*column, error) {
+	s.Lock()
+	defer s.Unlock()
+	return s.col, s.err
 }
 
 // openPlaced opens column c of a place; a column that is not of the place is
@@ -215,18 +243,28 @@ func (r *Reader) readColumn(ctx context.Context, c int, p []byte, off int64) err
 }
 
 // avoid tells which columns not to plan with: those that cannot be opened,
-// fail often, or are on targets that are down.
+// fail often, or are on targets that are down; and while there are enough
+// others, those on targets that are slow.
 func (r *Reader) avoid() (missing []bool, any bool) {
 	missing = make([]bool, len(r.slots))
+	count, now := 0, time.Now()
 	for i := range r.slots {
 		s := &r.slots[i]
 		s.Lock()
 		missing[i] = s.err != nil || s.faults >= maxFaults
 		s.Unlock()
 		missing[i] = missing[i] || r.tier.doubt(r.place.Targets[i]) >= doubtDown
-		any = any || missing[i]
+		if missing[i] {
+			count++
+		}
 	}
-	return missing, any
+	for i := range missing {
+		if !missing[i] && count < r.layout.M && r.tier.hedges.last(r.place.Targets[i], now) {
+			missing[i] = true
+			count++
+		}
+	}
+	return missing, count > 0
 }
 
 // tooFew is the error for having fewer than k columns, where failed (by column,

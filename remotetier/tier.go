@@ -38,6 +38,8 @@ type Trace struct {
 	Crowded func(target, blob string)
 	// Degraded: a read found this column missing or corrupt and used others. Once a column and Reader.
 	Degraded func(blob string, column int, target string, err error)
+	// Hedged: a column's bytes had not come after that time, and were rebuilt from others sooner.
+	Hedged func(blob string, column int, target string, after time.Duration)
 	// Leftover: columns that should be gone could not be removed; Sweep will find them.
 	Leftover func(target, blob string, err error)
 }
@@ -59,6 +61,8 @@ type Tier struct {
 	bufs *buffers
 	gate *traffic.Gate
 
+	hedges *hedges
+
 	mu struct {
 		sync.Mutex
 		last     uint64            // newest generation given out
@@ -79,7 +83,7 @@ func New(targets []TargetInfo, opt Options) *Tier {
 	if opt.Generation == nil {
 		opt.Generation = func() uint64 { return uint64(time.Now().UnixNano()) }
 	}
-	t := &Tier{opt: opt, bufs: newBuffers(opt.Memory, opt.Mapped)}
+	t := &Tier{opt: opt, bufs: newBuffers(opt.Memory, opt.Mapped), hedges: newHedges()}
 	t.mu.inFlight = map[uint64]string{}
 	if opt.Rate > 0 {
 		opt.Traffic.Rates = maps.Clone(opt.Traffic.Rates)

@@ -55,7 +55,7 @@ func (t *Tier) Verify(ctx context.Context, place catalog.Place) error {
 	if err != nil {
 		return err
 	}
-	v := &verify{Reader: Reader{tier: t, place: place, layout: l, slots: make([]slot, l.Columns())}, bad: make([]error, l.Columns())}
+	v := &verify{Reader: Reader{tier: t, place: place, layout: l, slots: newSlots(l.Columns())}, bad: make([]error, l.Columns())}
 	defer v.Close()
 	if err := v.run(ctx); err != nil {
 		return err
