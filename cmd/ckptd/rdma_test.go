@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,8 +11,11 @@ import (
 	"strconv"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/remotetier/fabric/ofi"
+	"github.com/ckptd/ckptd/remotetier/target"
 )
 
 // TestDaemonWithTargetsByRDMA: what a daemon saves goes to its targets by
@@ -60,4 +64,67 @@ func TestDaemonWithTargetsByRDMA(t *testing.T) {
 		t.Errorf("%d bytes moved where they were, %d by a copy", direct, copied)
 	}
 	t.Logf("%d bytes moved where they were, %d by a copy", direct, copied)
+}
+
+// TestMemoryOfATargetByRDMA: 64 clients of six connections each take no more
+// of a target by RDMA than by TCP.
+func TestMemoryOfATargetByRDMA(t *testing.T) {
+	p := startTarget(t, "t0", "--buffers", "32MiB", "--listen", "ofi:127.0.0.1:0", "--ofi-provider", "tcp")
+	n, err := ofi.New(ofi.Options{Provider: "tcp", Dial: patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	memoryWith64Clients(t, p, func() *target.Remote {
+		r, err := target.Dial(t.Context(), n, p.all[1:], target.RemoteOptions{Name: p.name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Close() })
+		return r
+	})
+}
+
+// TestSilentTargetByRDMA: a target that is stopped, and whose card answers on,
+// is away after the stall limit; one that goes on is used again.
+func TestSilentTargetByRDMA(t *testing.T) {
+	p := startTarget(t, "t0", "--listen", "ofi:127.0.0.1:0", "--ofi-provider", "tcp")
+	n, err := ofi.New(ofi.Options{Provider: "tcp", Stall: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	r, err := target.Dial(t.Context(), n, p.all[1:], target.RemoteOptions{Name: p.name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	if _, err := r.Space(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	from := time.Now()
+	if _, err := r.Space(t.Context()); !errors.Is(err, catalog.ErrUnavailable) {
+		t.Errorf("a stopped target: %v, want ErrUnavailable", err)
+	}
+	if d := time.Since(from); d > 30*time.Second {
+		t.Errorf("it took %v to notice, with a limit of 1s", d)
+	}
+	if err := p.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the target is used again", func() error {
+		_, err := r.Space(t.Context())
+		return err
+	})
 }

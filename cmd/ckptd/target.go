@@ -87,6 +87,11 @@ func runTarget(ctx context.Context, s targetSettings) (err error) {
 	if err := s.member.check(s.Listen); err != nil {
 		return err
 	}
+	if s.member.NATS != "" {
+		if _, err := s.scheme(); err != nil {
+			return err
+		}
+	}
 	var open opened
 	defer func() { err = errors.Join(err, open.Close()) }()
 	if opt.Buffers, err = s.buffers(); err != nil {

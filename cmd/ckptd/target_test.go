@@ -269,12 +269,18 @@ func checkBlob(t *testing.T, tier *remotetier.Tier, p catalog.Place, want []byte
 
 // TestMemoryOfATargetWith64Clients: at most 64 MiB and the buffers.
 func TestMemoryOfATargetWith64Clients(t *testing.T) {
-	const clients, buffers = 64, 32 << 20
 	p := startTarget(t, "t0", "--buffers", "32MiB")
+	memoryWith64Clients(t, p, p.dial)
+}
+
+// memoryWith64Clients has a target with 32 MiB of buffers serve them.
+func memoryWith64Clients(t *testing.T, p *targetProcess, dial func() *target.Remote) {
+	t.Helper()
+	const clients, buffers = 64, 32 << 20
 	b := targetBytes(4<<20, 3)
 	var wg sync.WaitGroup
 	for i := range clients {
-		r := p.dial()
+		r := dial()
 		wg.Go(func() {
 			k := remotetier.Key{Blob: fmt.Sprintf("run/%d", i)}
 			w, err := r.Create(t.Context(), k, int64(len(b)), remotetier.CreateNew)

@@ -31,8 +31,8 @@ const (
 	firstSend = recvSlots
 	firstRMA  = recvSlots + sendSlots
 
-	maxRMA    = 1 << 20  // bytes of one access, so that the stall limit is one of progress and not of size
-	stageSize = 16 << 10 // of an endpoint's own memory, for bytes outside of Buffers
+	maxRMA    = 1 << 20 // bytes of one access, so that the stall limit is one of progress and not of size
+	stageSize = 8 << 10 // of an endpoint's own memory, for bytes outside of Buffers
 )
 
 // endpoint is one side of a connection. One goroutine at a time reads it and

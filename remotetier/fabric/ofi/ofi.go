@@ -20,14 +20,14 @@ type Options struct {
 	Stall time.Duration // nothing moved for so long: the other side is dead; default 5 s
 
 	// Of a client.
-	Conns     int           // connections to one target, over all its addresses; default 8
+	Conns     int           // connections to one target, over all its addresses; default 6
 	Dial      time.Duration // for a connection, hello included; default 2 s
 	Timeout   time.Duration // for one exchange; default 60 s
 	KeepAlive time.Duration // between signs of life on an idle connection; default 15 s
 
 	// Of a listener.
 	Insecure bool            // allow to listen off loopback, with a token
-	MaxConns int             // connections at one time, over all listeners; default 512, 66 KiB of pinned memory each
+	MaxConns int             // connections at one time, over all listeners; default 512, 68 KiB of pinned memory each
 	Idle     time.Duration   // a connection silent for so long is closed; default 1 min
 	Buffers  *fabric.Buffers // default: fabric.NewBuffers(0, 0) of its own
 }
@@ -47,7 +47,7 @@ func (o Options) norm() Options {
 		o.Provider = "verbs"
 	}
 	if o.Conns <= 0 {
-		o.Conns = 8
+		o.Conns = 6
 	}
 	if o.MaxConns <= 0 {
 		o.MaxConns = 512
