@@ -43,9 +43,10 @@ type repair struct {
 		doing    RepairState
 	}
 	// What follows belongs to the duty.
-	clean string        // what was to be left at the last look
-	until time.Time     // the next look at all sets
-	pause time.Duration // grows while nothing can be done
+	clean  string        // what was to be left at the last look
+	until  time.Time     // the next look at all sets
+	pause  time.Duration // grows while nothing can be done
+	spread time.Time     // when columns that share a target were last looked for
 }
 
 type suspect struct {
@@ -111,6 +112,10 @@ func (n *Node) mendView() *mendView {
 	for _, t := range n.tgt.snapshot() {
 		used[t.Name] = true
 	}
+	v.room = func(name string) bool {
+		view, ok := n.view(name)
+		return ok && used[name] && view.err == nil && view.misses == 0 && !view.full()
+	}
 	v.gone = func(name string) bool {
 		if used[name] || slices.ContainsFunc(m.Targets, func(r catalog.TargetRecord) bool { return r.Name == name }) {
 			return false
@@ -141,11 +146,20 @@ func (n *Node) repairOnce(ctx context.Context) error {
 	n.repair.mu.doing.Leaving = leaving
 	n.repair.mu.Unlock()
 	key := fmt.Sprint(leaving, "/", v.targets.Version)
+	var crowded map[suspect]bool
+	if now := time.Now(); now.Sub(n.repair.spread) >= repairAgain {
+		if crowded = n.couldSpread(v); len(crowded) > 0 {
+			asked, n.repair.spread = true, now
+		}
+	}
 	if !asked && key == n.repair.clean && v.now.Before(n.repair.until) {
 		return nil
 	}
 	n.repair.clean = ""
-	res, err := n.mendAll(ctx, v, "", n.suspected, nil)
+	res, err := n.mendAll(ctx, v, "", func(p *placed) (yes, deep bool) {
+		yes, deep = n.suspected(p)
+		return yes || crowded[suspect{p.id, p.rank}] && v.canSpread(&p.place), deep
+	}, nil)
 	if err != nil {
 		return err
 	}

@@ -71,7 +71,8 @@ type mendView struct {
 	known   bool                   // the map was seen, and is used
 	gone    func(name string) bool // it has been no member for long, and this node does not use it; nil: none is
 	now     time.Time
-	after   time.Duration // how long a target is down before its columns are rebuilt
+	after   time.Duration          // how long a target is down before its columns are rebuilt
+	room    func(name string) bool // this node reaches it, and it is not full; nil: all are so
 }
 
 // leaves says whether the columns on a target are to be elsewhere: it is being
@@ -161,7 +162,7 @@ func rendezvous(key string, names []string) string {
 }
 
 // canSpread says whether a target has several columns of a place while another
-// member of the pool has none and takes new ones.
+// member of the pool has none, takes new ones and is not known to be full.
 func (v *mendView) canSpread(p *catalog.Place) bool {
 	if !v.known || len(crowded(p)) == 0 {
 		return false
@@ -173,7 +174,7 @@ func (v *mendView) canSpread(p *catalog.Place) bool {
 		}
 	}
 	return slices.ContainsFunc(v.targets.Targets, func(r catalog.TargetRecord) bool {
-		return pool[r.Pool] && r.State.OrUp() == catalog.TargetUp && (r.Node == "" || r.Node == v.node) && !slices.Contains(p.Targets, r.Name)
+		return pool[r.Pool] && r.State.OrUp() == catalog.TargetUp && (r.Node == "" || r.Node == v.node) && !slices.Contains(p.Targets, r.Name) && (v.room == nil || v.room(r.Name))
 	})
 }
 

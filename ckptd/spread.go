@@ -31,32 +31,50 @@ func tellCrowded(p *catalog.Place) string {
 	return strings.Join(said, ", ")
 }
 
-// spreadTrouble says in a sentence which shards of this node are less spread
-// than their layout asks; "" when none is.
-func (n *Node) spreadTrouble() string {
-	shards, targets := 0, map[string]int{}
+// crowdedHere lists the shards this node has drained, or knows of, whose place
+// has several columns on a target.
+func (n *Node) crowdedHere() []placed {
+	var all []placed
 	for _, w := range n.inv.all() {
 		if w.part == nil {
 			continue
 		}
 		for _, s := range w.part.Shards {
-			if s.Remote == nil {
-				continue
-			}
-			if on := crowded(s.Remote); len(on) > 0 {
-				shards++
-				maps.Copy(targets, on)
+			if s.Remote != nil && len(crowded(s.Remote)) > 0 {
+				all = append(all, placed{w.id, s.Rank, s.Root, *s.Remote})
 			}
 		}
 	}
-	if shards == 0 {
+	return all
+}
+
+// couldSpread names those of them that could be spread now: whoever drained
+// them sees to it, because nobody else knows before he looks at all sets.
+func (n *Node) couldSpread(v *mendView) map[suspect]bool {
+	could := map[suspect]bool{}
+	for _, p := range n.crowdedHere() {
+		if v.canSpread(&p.place) {
+			could[suspect{p.id, p.rank}] = true
+		}
+	}
+	return could
+}
+
+// spreadTrouble says in a sentence which shards of this node are less spread
+// than their layout asks; "" when none is.
+func (n *Node) spreadTrouble() string {
+	all, targets := n.crowdedHere(), map[string]int{}
+	if len(all) == 0 {
 		return ""
+	}
+	for _, p := range all {
+		maps.Copy(targets, crowded(&p.place))
 	}
 	const most = 8
 	names := slices.Sorted(maps.Keys(targets))
 	if len(names) > most {
 		names = append(names[:most], fmt.Sprintf("and %d more", len(names)-most))
 	}
-	return fmt.Sprintf("%d shards are less spread than their layout asks: placed several columns of one on target %s, because too few targets could take one; they bear the loss of fewer targets; add targets, or room",
-		shards, strings.Join(names, ", "))
+	return fmt.Sprintf("%d shards are less spread than their layout asks: placed several columns of one on target %s, because too few targets could take one; they bear the loss of fewer targets, until others can: add targets, or room",
+		len(all), strings.Join(names, ", "))
 }

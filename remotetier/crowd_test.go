@@ -164,3 +164,60 @@ func TestCrowdedPlaceIsMended(t *testing.T) {
 		w.onlyPlaced(t, fmt.Sprint("lost=", lost), res.Place)
 	}
 }
+
+// TestSpreadGoesWhereItCanBeBorne: each column that shares a target gets one of
+// its own while there are some, in domains that can bear it.
+func TestSpreadGoesWhereItCanBeBorne(t *testing.T) {
+	b := random(900_000, 1)
+	for _, c := range []struct {
+		what  string
+		infos []string // those of the beginning, all up
+		more  []string // name, domain and state of those that come
+		moves int
+	}{
+		{"nobody comes", []string{"a", "b", "c", "d"}, nil, 0},
+		{"one comes", []string{"a", "b", "c", "d"}, []string{"e"}, 1},
+		{"three come", []string{"a", "b", "c", "d"}, []string{"e", "f", "g"}, 2},
+		{"one comes that takes nothing", []string{"a", "b", "c", "d"}, []string{"e=draining", "f=down"}, 0},
+		{"one comes of another pool", []string{"a", "b", "c", "d"}, []string{"p/e"}, 0},
+		{"two come that fail together", []string{"a", "b", "c"}, []string{"e@rack", "f@rack", "g@rack"}, 2},
+		{"one comes that fails with two", []string{"a@rack", "b@rack", "c", "d"}, []string{"e@rack"}, 0},
+	} {
+		at := func(names []string) (infos []remotetier.TargetInfo) {
+			for _, n := range names {
+				n, domain, _ := strings.Cut(n, "@")
+				ti := infosOf(n)[0]
+				ti.Domain = domain
+				infos = append(infos, ti)
+			}
+			return infos
+		}
+		first, more := at(c.infos), at(c.more)
+		away := at([]string{"x", "y", "z"}) // so that the layout fits
+		for i := range away {
+			away[i].State = catalog.TargetDown
+		}
+		tier := remotetier.New(slices.Concat(first, away), remotetier.Options{})
+		p := mustPut(t, tier, b, layout(4, 2, 65536))
+		if err := tier.SetTargets(slices.Concat(first, more)); err != nil {
+			t.Fatal(err)
+		}
+		m, err := tier.Mend(t.Context(), p, remotetier.MendOptions{Spread: true})
+		if err != nil || len(m.Columns) != c.moves {
+			t.Errorf("%s: from %v: Mend = %+v, %v; want %d moves", c.what, p.Targets, m, err, c.moves)
+		}
+		if err := errors.Join(tier.DropReplaced(t.Context(), m), tier.Verify(t.Context(), m.Place)); err != nil {
+			t.Errorf("%s: %v", c.what, err)
+		}
+		on := map[string]int{}
+		for _, name := range p.Targets {
+			on[name]--
+		}
+		for _, name := range m.Place.Targets {
+			on[name]++
+		}
+		if worst := slices.Max(slices.Collect(maps.Values(on))); worst > 1 {
+			t.Errorf("%s: from %v to %v", c.what, p.Targets, m.Place.Targets)
+		}
+	}
+}

@@ -278,13 +278,19 @@ func (m *mend) choose(ctx context.Context) error {
 			}
 			held = append(held, h)
 		}
-		names := stripe.PlaceMore(place.Blob, place.Generation, c.list, held, 1, 0)
+		able, spread := c.list, j.State == ColumnOK && !m.leaves(j.Target)
+		if spread { // it need not move
+			able = bearable(able, held, m.layout.M)
+		}
+		names := stripe.PlaceMore(place.Blob, place.Generation, able, held, 1, 0)
 		if len(names) == 0 {
 			err := c.tooFew(ctx, 1)
 			if ctx.Err() != nil {
 				return err
 			}
-			m.leave(j, err)
+			if m.leave(j, err); spread {
+				stays[j.Column] = j.Target
+			}
 			continue
 		}
 		j.to = names[0]

@@ -198,3 +198,15 @@ func (c *candidates) tooFew(ctx context.Context, n int) error {
 	}
 	return fmt.Errorf("place %d columns: %w: %d targets can take one: %w", n, class, len(c.list), errors.Join(append(c.full, c.failed...)...))
 }
+
+// bearable leaves out the targets in whose domain one column more, beside those
+// on held, would be more than the layout can lose.
+func bearable(targets, held []stripe.Candidate, most int) []stripe.Candidate {
+	columns := map[string]int{}
+	for _, h := range held {
+		columns[h.Domain]++
+	}
+	return slices.DeleteFunc(slices.Clone(targets), func(c stripe.Candidate) bool {
+		return c.Domain != "" && columns[c.Domain] >= max(most, 1)
+	})
+}

@@ -122,13 +122,23 @@ func (t *Tier) FindSmall(ctx context.Context, blob string, leave func(target str
 // copiesOn lists the columns of one blob on all targets, newest generation
 // first. The error is about targets that did not answer and are not to be left.
 func (m *members) copiesOn(ctx context.Context, blob string, leave func(target string) bool) ([]copyAt, error) {
+	all := make([]*TargetInfo, len(m.all))
+	for i := range all {
+		all[i] = &m.all[i]
+	}
+	found, err := list(ctx, all, blob, leave)
+	slices.SortFunc(found, compareCopies)
+	return found, err
+}
+
+// list lists the columns of one blob on some targets, in no order. The error is
+// about those that did not answer and are not to be left.
+func list(ctx context.Context, targets []*TargetInfo, blob string, leave func(target string) bool) (all []copyAt, err error) {
 	var mu sync.Mutex
-	var all []copyAt
 	var errs []error
 	var g errgroup.Group
 	g.SetLimit(askParallel)
-	for i := range m.all {
-		ti := &m.all[i]
+	for _, ti := range targets {
 		g.Go(func() error {
 			found, err := ti.copies(ctx, blob)
 			mu.Lock()
@@ -140,7 +150,6 @@ func (m *members) copiesOn(ctx context.Context, blob string, leave func(target s
 		})
 	}
 	_ = g.Wait()
-	slices.SortFunc(all, compareCopies)
 	return all, errors.Join(errs...)
 }
 
@@ -154,42 +163,22 @@ type copyAt struct {
 // first. The error is about targets that did not answer. One that is down is
 // asked only when the others have nothing.
 func (m *members) copies(ctx context.Context, blob string) ([]copyAt, error) {
-	var mu sync.Mutex
-	var all []copyAt
-	var errs []error
-	list := func(targets []*TargetInfo) {
-		var g errgroup.Group
-		g.SetLimit(askParallel)
-		for _, ti := range targets {
-			g.Go(func() error {
-				found, err := ti.copies(ctx, blob)
-				mu.Lock()
-				defer mu.Unlock()
-				all = append(all, found...)
-				if err != nil {
-					errs = append(errs, fmt.Errorf("target %s: %w", ti.Name(), err))
-				}
-				return nil
-			})
-		}
-		_ = g.Wait()
-	}
 	var asked, resting []*TargetInfo
+	var errs []error
 	for i := range m.all {
 		ti := &m.all[i]
 		if h := ti.watch.met(); h.rests(time.Now()) {
 			resting = append(resting, ti)
+			errs = append(errs, fmt.Errorf("target %s: %w", ti.Name(), h.why()))
 		} else {
 			asked = append(asked, ti)
 		}
 	}
-	if list(asked); len(all) == 0 {
-		list(resting)
-	} else {
-		for _, ti := range resting {
-			h := ti.watch.met()
-			errs = append(errs, fmt.Errorf("target %s: %w", ti.Name(), h.why()))
-		}
+	all, err := list(ctx, asked, blob, nil)
+	if errs = append(errs, err); len(all) == 0 {
+		var late error
+		all, late = list(ctx, resting, blob, nil)
+		errs = []error{err, late}
 	}
 	slices.SortFunc(all, compareCopies)
 	return all, errors.Join(errs...)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -34,7 +35,7 @@ func smallDisk(t *testing.T, size int64) string {
 // TestStoryOneOfSixTargetsIsFull: the disk of one of six target processes fills
 // up while sets are drained to them as 4+2. The drain goes on, the status and
 // `ckpt why` say what is less safe, nothing is lost with the target that has
-// two columns of a shard, and with a seventh target new sets are spread again.
+// two columns of a shard, and when a seventh target comes, one of them moves there.
 func TestStoryOneOfSixTargetsIsFull(t *testing.T) {
 	disk := smallDisk(t, 3<<20)
 	var targets []*targetProcess
@@ -111,13 +112,37 @@ func TestStoryOneOfSixTargetsIsFull(t *testing.T) {
 			mustLoad(t, c, fmt.Sprintf("run@%d", step+1), "remote")
 		}
 		p.start()
+		eventually(t, name+" is back", func() error {
+			m, err := c.Targets(t.Context())
+			for _, row := range m.Targets {
+				if row.Name == name && row.Err != "" {
+					err = errors.New(row.Err)
+				}
+			}
+			return err
+		})
 	}
 	targets[6].start()
-	step := int64(sets)
-	eventually(t, "the seventh target has taken a column", func() error {
-		if step++; len(drained(step)) < 6 {
-			return fmt.Errorf("run@%d is less spread than it could be", step)
+	eventually(t, "all sets are spread as their layout asks", func() error {
+		for step := range int64(sets) {
+			s, err := c.Set(t.Context(), fmt.Sprintf("run@%d", step+1), false)
+			if err != nil {
+				return err
+			}
+			if on := slices.Compact(slices.Sorted(slices.Values(s.Shards[0].Remote.Targets))); len(on) < 6 {
+				return fmt.Errorf("run@%d is on %v", step+1, on)
+			}
 		}
-		return nil
+		st, err := c.Status(t.Context())
+		if err == nil && strings.Contains(strings.Join(st.Trouble, "\n"), "less spread") {
+			err = fmt.Errorf("the status says %v", st.Trouble)
+		}
+		return err
 	})
+	for step := range int64(sets) {
+		mustLoad(t, c, fmt.Sprintf("run@%d", step+1), "remote")
+	}
+	if on := drained(sets + 1); len(on) != 6 {
+		t.Errorf("a new set is on %v", on)
+	}
 }
