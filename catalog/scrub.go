@@ -20,6 +20,7 @@ type ScrubRecord struct {
 	Asked    time.Time `json:"asked,omitzero"` // somebody wants a pass that begins after this
 	Started  time.Time `json:"started,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
+	Deep     bool      `json:"deep,omitempty"`  // every byte is read, though the target cannot do that by itself
 	After    string    `json:"after,omitempty"` // folder of the last set that is done; "" at the beginning
 	Columns  int64     `json:"columns"`         // looked at in this pass
 	Bytes    int64     `json:"bytes"`           // of them

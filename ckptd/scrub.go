@@ -84,7 +84,8 @@ func scrubbable(r *catalog.TargetRecord) bool {
 }
 
 // scrubTarget looks at every column of one target: from where it was left, or
-// anew.
+// anew. Of a target that cannot read its own columns only the ends are read,
+// unless somebody ordered the pass.
 func (n *Node) scrubTarget(ctx context.Context, t catalog.TargetRecord, anew bool, progress func(catalog.ScrubRecord, int, int)) (catalog.ScrubRecord, error) {
 	if err := n.cat.Sync(ctx); err != nil {
 		return catalog.ScrubRecord{}, err
@@ -95,7 +96,7 @@ func (n *Node) scrubTarget(ctx context.Context, t catalog.TargetRecord, anew boo
 			return fmt.Errorf("%w: %s is scrubbing it", catalog.ErrConflict, r.By)
 		}
 		if anew || !r.Running() || r.Asked.After(r.Started) {
-			*r = catalog.ScrubRecord{Target: t.Name, Node: t.Node, Started: now, Asked: r.Asked, Finished: r.Finished}
+			*r = catalog.ScrubRecord{Target: t.Name, Node: t.Node, Started: now, Asked: r.Asked, Finished: r.Finished, Deep: anew || r.Asked.After(r.Started)}
 		}
 		r.By, r.Seen = n.cfg.Name, now
 		return nil
@@ -105,6 +106,7 @@ func (n *Node) scrubTarget(ctx context.Context, t catalog.TargetRecord, anew boo
 	}
 	sets := n.cat.KnownWhere("", func(s *catalog.SetRecord) bool { return s.State == catalog.Committed })
 	slices.SortFunc(sets, func(a, b catalog.SetRecord) int { return cmp.Compare(a.Dir(), b.Dir()) })
+	deep := rec.Deep || n.remote.ChecksItself(t.Name)
 	saved := time.Now()
 	runs := map[catalog.Run]bool{}
 	for i, set := range sets {
@@ -113,7 +115,7 @@ func (n *Node) scrubTarget(ctx context.Context, t catalog.TargetRecord, anew boo
 		if set.Dir() <= rec.After {
 			continue
 		}
-		if err := n.scrubSet(ctx, t.Name, set, first, &rec); err != nil {
+		if err := n.scrubSet(ctx, t.Name, set, first, deep, &rec); err != nil {
 			return rec, errors.Join(err, n.saveScrub(context.WithoutCancel(ctx), &rec))
 		}
 		rec.After = set.Dir()
@@ -150,7 +152,7 @@ func (n *Node) saveScrub(ctx context.Context, rec *catalog.ScrubRecord) error {
 }
 
 // scrubSet looks at one set's columns on a target.
-func (n *Node) scrubSet(ctx context.Context, target string, set catalog.SetRecord, withRun bool, rec *catalog.ScrubRecord) error {
+func (n *Node) scrubSet(ctx context.Context, target string, set catalog.SetRecord, withRun, deep bool, rec *catalog.ScrubRecord) error {
 	blobs, err := n.placesNow(ctx, set, withRun)
 	if err != nil {
 		return err
@@ -173,15 +175,17 @@ func (n *Node) scrubSet(ctx context.Context, target string, set catalog.SetRecor
 	g.SetLimit(scrubWorkers)
 	for _, c := range plan.check {
 		g.Go(func() error {
-			found, err := n.remote.CheckOne(ctx, c.place, c.column)
+			found, err := n.remote.CheckOne(ctx, c.place, c.column, deep)
 			if err != nil {
 				return err
 			}
 			mu.Lock()
 			defer mu.Unlock()
 			rec.Columns++
-			rec.Bytes += c.size
-			n.stats.ScrubbedBytes.Add(c.size)
+			if deep {
+				rec.Bytes += c.size
+				n.stats.ScrubbedBytes.Add(c.size)
+			}
 			switch {
 			case found.State.Bad():
 				bad = append(bad, c)
@@ -306,7 +310,7 @@ func (n *Node) removeExtra(ctx context.Context, k extraColumn) error {
 		return nil
 	}
 	if place, ok := namedElsewhere(blobs, k.key); ok {
-		found, err := n.remote.CheckOne(ctx, place, k.key.Column)
+		found, err := n.remote.CheckOne(ctx, place, k.key.Column, false)
 		if err != nil {
 			return err
 		}

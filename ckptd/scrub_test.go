@@ -227,6 +227,10 @@ func TestScrubFindsAndMends(t *testing.T) {
 	if sum := w.scrubAll(); sum.Bad != 0 || sum.Extra != 0 || sum.Columns != int64(all) {
 		t.Errorf("of what is well: %+v, want %d columns", sum, all)
 	}
+	// In the background a target that cannot read its columns itself is spared.
+	if rec, err := w.scrubTarget(t.Context(), w.tgt.snapshot()[0].TargetRecord, false, nil); err != nil || rec.Columns == 0 || rec.Bytes != 0 {
+		t.Errorf("in the background: %+v, %v", rec, err)
+	}
 	w.harm(w.place(0), 0, func(b []byte) []byte { b[9000] ^= 1; return b })
 	w.harm(w.place(1), 2, func(b []byte) []byte { return b[:len(b)-4096] })
 	w.harm(w.place(2), 1, func([]byte) []byte { return nil })

@@ -112,8 +112,19 @@ func (t *Tier) checkColumn(ctx context.Context, p *catalog.Place, l stripe.Layou
 	return check
 }
 
-// CheckOne is a deep Check of one column of a place.
-func (t *Tier) CheckOne(ctx context.Context, place catalog.Place, column int) (ColumnCheck, error) {
+// ChecksItself says whether a target reads its own columns when it is asked to
+// check one: where it does not, a deep look costs the network, and perhaps money.
+func (t *Tier) ChecksItself(target string) bool {
+	ti := t.now.Load().byName[target]
+	if ti == nil {
+		return false
+	}
+	_, ok := ti.Target.(Checker)
+	return ok
+}
+
+// CheckOne is Check of one column of a place.
+func (t *Tier) CheckOne(ctx context.Context, place catalog.Place, column int, deep bool) (ColumnCheck, error) {
 	l, err := layoutOf(place)
 	if err != nil {
 		return ColumnCheck{}, err
@@ -121,7 +132,7 @@ func (t *Tier) CheckOne(ctx context.Context, place catalog.Place, column int) (C
 	if column < 0 || column >= l.Columns() {
 		return ColumnCheck{}, fmt.Errorf("column %d of %s: %w", column, place.Blob, catalog.ErrInvalid)
 	}
-	c := t.checkColumn(traffic.Default(ctx, traffic.Scrub), &place, l, column, true)
+	c := t.checkColumn(traffic.Default(ctx, traffic.Scrub), &place, l, column, deep)
 	return c, ctx.Err()
 }
 

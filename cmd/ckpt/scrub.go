@@ -18,8 +18,9 @@ func newScrubCmd(a *app) *cobra.Command {
 		Long: `Lets every target read its columns and hold them against their checksums, and holds what
 is there against the catalog: flipped bits, missing, cut, foreign and stale columns are
 found and mended, columns that no record names go after a grace. No column travels over
-the network but those that are mended. The daemons do the same by themselves, every
---scrub-every, at --scrub-rate.
+the network but those that are mended, and those of posix: and s3: remotes, which cannot
+read for themselves. The daemons do the same every --scrub-every, at --scrub-rate; of such
+remotes they then look at the ends of columns only.
 
 With --wait it tells of the progress. Ctrl-C, or no --wait, leaves the work to the daemons.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
