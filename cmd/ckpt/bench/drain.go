@@ -215,29 +215,11 @@ func (b *bench) drainMemory(ctx context.Context, data []byte) (err error) {
 		}
 	}
 	b.logf("memory: drain of %d sets", n)
-	sampled, stop := context.WithCancel(ctx)
-	defer stop()
-	var most int64
-	var g errgroup.Group
-	g.Go(func() error {
-		tick := time.NewTicker(20 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			now, err := d.memory()
-			if err != nil {
-				return err
-			}
-			most = max(most, now)
-			select {
-			case <-sampled.Done():
-				return nil
-			case <-tick.C:
-			}
-		}
+	most, err := d.peak(func() error {
+		_, err := d.verifyAll(ctx, run, n)
+		return err
 	})
-	_, err = d.verifyAll(ctx, run, n)
-	stop()
-	if err = errors.Join(err, g.Wait()); err != nil {
+	if err != nil {
 		return err
 	}
 	scaled := ""

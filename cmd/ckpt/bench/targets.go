@@ -18,6 +18,8 @@ const (
 	benchTargets = 6
 	layoutK      = 4
 	layoutM      = 2
+
+	targetBuffers = 64 << 20 // bytes, what a target has by default
 )
 
 // targetProcess is a stripe target, a process of its own on loopback.
