@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -92,6 +93,9 @@ func (a *app) export(ctx context.Context, c *ckpt.Client, ref, from string, to b
 	defer p.end()
 	done, err := bundle.Export(ctx, r, info, to, bundle.Options{Progress: p.add})
 	p.end()
+	if errors.Is(err, context.Canceled) && !a.json {
+		fmt.Fprintf(a.err, "%s holds whole files and no manifest; the same command goes on from there\n", to)
+	}
 	if err != nil {
 		return err
 	}

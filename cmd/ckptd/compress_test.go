@@ -152,6 +152,15 @@ func TestStoryCompressed(t *testing.T) {
 	}
 	must("degraded", loadWeights(ctx, c, "job@1", n, ckpt.From("remote")))
 
+	// A scrub finds it and makes it anew, and the place still says what its bytes are.
+	if _, err := c.Scrub(ctx, "", true, nil); err != nil {
+		t.Errorf("scrub: %v", err)
+	}
+	places()
+	if v, err := c.Verify(ctx, "job@1", true, nil); err != nil || len(v.Bad) > 0 {
+		t.Errorf("verify --deep after a scrub: %+v, %v", v, err)
+	}
+
 	// A bad local copy falls through to the compressed one.
 	flip(t, shardFile(t, d, "job@1#1", 1), 1<<20+17)
 	must("after damage", loadWeights(ctx, c, "job@1", n))
