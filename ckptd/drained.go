@@ -9,11 +9,12 @@ import (
 )
 
 // planDrained names the targets whose drain is over: nothing that a record
-// names is on them, and nothing was left out of the look.
+// names is on them, and nothing was left out of the look. Of a target that one
+// node has to itself only that node knows: small records are found by asking.
 func planDrained(v *mendView, res *mendedAll) []catalog.TargetRecord {
 	var done []catalog.TargetRecord
 	for _, r := range v.targets.Targets {
-		if r.State == catalog.TargetDraining && res.on[r.Name] == 0 && !res.more && res.unseen == 0 {
+		if r.State == catalog.TargetDraining && (r.Node == "" || r.Node == v.node) && res.on[r.Name] == 0 && !res.more && res.unseen == 0 {
 			done = append(done, r)
 		}
 	}

@@ -79,6 +79,25 @@ func (v *inventory) setPart(id catalog.SetID, p catalog.PartRecord) {
 	v.of(id).part = &p
 }
 
+// follow takes over the places in the node's statement that another node has
+// changed since this one made it.
+func (v *inventory) follow(id catalog.SetID, p catalog.PartRecord) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	h := v.mu.sets[id]
+	if h == nil || h.part == nil {
+		return
+	}
+	for _, s := range h.part.Shards {
+		for _, now := range p.Shards {
+			if s.Rank == now.Rank && s.Root == now.Root && s.Remote != nil && now.Remote != nil && s.Remote.Generation == now.Remote.Generation && !samePlace(s.Remote, now.Remote) {
+				h.part = &p
+				return
+			}
+		}
+	}
+}
+
 func (v *inventory) setOrphan(id catalog.SetID, orphan bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

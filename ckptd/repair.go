@@ -341,6 +341,11 @@ func (n *Node) mendJobs(ctx context.Context, v *mendView, run catalog.Run, asked
 		if err != nil {
 			return nil, err
 		}
+		for _, p := range parts {
+			if p.Node == n.cfg.Name {
+				n.inv.follow(set.SetID, p)
+			}
+		}
 		blobs := placesOf(&set, parts)
 		if records && set.Place != nil {
 			names := []string{set.RecordName()}

@@ -116,7 +116,8 @@ func TestPlanMend(t *testing.T) {
 // A drain is over when no record names the target, and not when some of the
 // records were left out of the look.
 func TestPlanDrained(t *testing.T) {
-	v := aView(time.Now(), catalog.TargetRecord{Name: "a", State: catalog.TargetDraining}, catalog.TargetRecord{Name: "b", State: catalog.TargetDraining}, catalog.TargetRecord{Name: "c", State: catalog.TargetUp})
+	v := aView(time.Now(), catalog.TargetRecord{Name: "a", State: catalog.TargetDraining}, catalog.TargetRecord{Name: "b", State: catalog.TargetDraining}, catalog.TargetRecord{Name: "c", State: catalog.TargetUp},
+		catalog.TargetRecord{Name: "d", Node: "n2", State: catalog.TargetDraining})
 	for _, c := range []struct {
 		res  mendedAll
 		want string

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/catalog/catalogtest"
 	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/remotetier/stripe"
 	"github.com/ckptd/ckptd/remotetier/targettest"
@@ -371,6 +373,13 @@ func TestMendFollowsTheRecord(t *testing.T) {
 			t.Errorf("%s says %v, want %v", p.Node, p.Shards[0].Remote.Targets, m.Place.Targets)
 		}
 	}
+	w.inv.setPart(id, unverified)
+	if _, err := w.mendJobs(t.Context(), w.mendView(), "", nil, &mendedAll{on: map[string]int{}}); err != nil {
+		t.Error(err)
+	}
+	if v, _ := w.inv.get(id); !samePlace(v.part.Shards[0].Remote, &m.Place) {
+		t.Error("a look at all sets did not tell the node what became of its own")
+	}
 	set, err := w.cat.Set(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
@@ -387,5 +396,52 @@ func TestMendFollowsTheRecord(t *testing.T) {
 	}
 	if _, err := w.mendWith(t.Context(), j, remotetier.MendOptions{Leave: func(name string) bool { return name == was.Targets[0] }}); err != nil {
 		t.Errorf("mending by an old plan: %v", err)
+	}
+}
+
+// TestMendWhileTheCatalogFails: each operation of the catalog fails in turn
+// while columns move, before or after it was carried out. The place that is
+// recorded then is whole, and moving again ends it.
+func TestMendWhileTheCatalogFails(t *testing.T) {
+	for _, outcome := range []catalogtest.Outcome{catalogtest.FailBefore, catalogtest.FailAfter} {
+		for at := 1; ; at++ {
+			w := newScrubWorld(t, 5, 1)
+			was, id := w.place(0), w.ids[0]
+			leave := func(name string) bool { return name == was.Targets[1] }
+			part, err := w.cat.Part(t.Context(), id, "n1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			j := mendJob{placed: placed{id, 0, part.Shards[0].Root, was}}
+			count := 0
+			w.c.fault.Decide(func(_ int, op, key string) catalogtest.Outcome {
+				if op == "watch" || !strings.HasPrefix(key, "part") && !strings.HasPrefix(key, "set") {
+					return catalogtest.Pass
+				}
+				if count++; count == at {
+					return outcome
+				}
+				return catalogtest.Pass
+			})
+			_, merr := w.mendWith(t.Context(), j, remotetier.MendOptions{Leave: leave})
+			w.c.fault.Decide(nil)
+			what := fmt.Sprintf("outcome %v, operation %d: %v", outcome, at, merr)
+			rep, err := w.remote.Check(t.Context(), w.place(0), true)
+			if err != nil || !rep.Whole() {
+				t.Errorf("%s: %+v, %v", what, rep.Columns, err)
+			}
+			j.place = w.place(0)
+			if _, err := w.mendWith(t.Context(), j, remotetier.MendOptions{Leave: leave}); err != nil {
+				t.Errorf("%s: mending again: %v", what, err)
+			}
+			now := w.place(0)
+			if err := w.remote.Verify(t.Context(), now); err != nil || slices.ContainsFunc(now.Targets, leave) {
+				t.Errorf("%s: on %v in the end, %v", what, now.Targets, err)
+			}
+			if count < at {
+				t.Logf("outcome %v: %d operations failed in turn", outcome, at-1)
+				break
+			}
+		}
 	}
 }
