@@ -206,3 +206,79 @@ func TestS3Remote(t *testing.T) {
 		t.Errorf("notes are left: %v, %v", notes, err)
 	}
 }
+
+// TestRemotePerRun: a run's policy says which of several remotes its sets go
+// to; what was written before stays where it is, and goes when its set goes.
+func TestRemotePerRun(t *testing.T) {
+	t.Parallel()
+	fsys, flags := t.TempDir(), []string{"--grace", "1ms"}
+	var dirs []string
+	for i := range 3 {
+		dirs = append(dirs, t.TempDir())
+		flags = append(flags, "--remote", fmt.Sprintf("dir:%s,name=t%d", dirs[i], i))
+	}
+	d := newDaemon(t, "n1", append(flags, "--remote", "posix:"+fsys+",name=lustre")...).start()
+	c, ctx := d.dial(), t.Context()
+	attempt := map[string]int{}
+	for _, run := range []string{"on/lustre", "striped"} {
+		one, err := c.Attach(ctx, run, "launch 1", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		attempt[run] = one
+	}
+	step := func(run string, n int64) catalog.SetID {
+		t.Helper()
+		if _, err := save(ctx, c, run, n, attempt[run], 0, 1, 100_000); err != nil {
+			t.Fatal(err)
+		}
+		id := catalog.SetID{Run: catalog.Run(run), Step: n, Attempt: attempt[run]}
+		mustWait(t, c, id.String(), catalog.Verified)
+		return id
+	}
+	if _, err := c.SetPolicy(ctx, "striped", catalog.Policy{Remote: "no-such-pool"}); !errors.Is(err, catalog.ErrInvalid) {
+		t.Errorf("a pool that is not there: %v, want ErrInvalid", err)
+	}
+	if _, err := c.SetPolicy(ctx, "on/lustre", catalog.Policy{Remote: "lustre"}); err != nil {
+		t.Fatal(err)
+	}
+	first, other := step("on/lustre", 1), step("striped", 1)
+	if _, err := c.SetPolicy(ctx, "on/lustre", catalog.Policy{}); err != nil {
+		t.Fatal(err)
+	}
+	second := step("on/lustre", 2)
+	there := func(name string) (places int) {
+		for _, root := range append([]string{fsys}, dirs...) {
+			sub := name
+			if root != fsys {
+				sub = filepath.Join("columns", name) // a folder of columns
+			}
+			if _, err := os.Stat(filepath.Join(root, sub)); err == nil {
+				if root == fsys {
+					places += 100
+				} else {
+					places++
+				}
+			}
+		}
+		return places
+	}
+	for name, want := range map[string]int{first.ShardName(0): 100, other.ShardName(0): 3, second.ShardName(0): 3} {
+		if got := there(name); got != want {
+			t.Errorf("%s is at %d, want %d: 100 is the file system, 1 each directory", name, got, want)
+		}
+	}
+	for _, id := range []catalog.SetID{first, other, second} {
+		mustLoad(t, c, id.String(), "remote")
+	}
+	if _, err := c.Remove(ctx, first.String()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the removed set leaves the file system", func() error {
+		if _, err := os.Stat(filepath.Join(fsys, filepath.FromSlash(first.Dir()))); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("its folder: %v", err)
+		}
+		return nil
+	})
+	mustLoad(t, c, second.String(), "remote")
+}

@@ -91,6 +91,43 @@ func TestPlainFiles(t *testing.T) {
 	}
 }
 
+// TestNextGeneration: when the first goes, the second gets the readable name.
+func TestNextGeneration(t *testing.T) {
+	for _, size := range []int{5000, remotetier.MaxSmall + 12345} { // copied, and renamed
+		dir := t.TempDir()
+		p := open(t, vfs.OS, dir)
+		tier := tierOf(p)
+		first := mustPut(t, tier, shard, bytes.Repeat([]byte("one "), size/4))
+		b := bytes.Repeat([]byte("two"), size/3)
+		second := mustPut(t, tier, shard, b)
+		r, err := tier.Open(t.Context(), second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, len(b))
+		if _, err := r.ReadAt(got[:1000], 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := tier.Remove(t.Context(), shard, func(g uint64) bool { return g != first.Generation }); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.ReadAt(got, 0); err != nil || !bytes.Equal(got, b) { // what was open goes on
+			t.Errorf("%d bytes: a reader that was open: %v", size, err)
+		}
+		_ = r.Close()
+		if plain, err := os.ReadFile(filepath.Join(dir, shard)); err != nil || !bytes.Equal(plain, b) {
+			t.Errorf("%d bytes: the file is not the second generation: %v", size, err)
+		}
+		if err := tier.Verify(t.Context(), second); err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+		entries, err := os.ReadDir(filepath.Join(dir, filepath.Dir(shard)))
+		if err != nil || len(entries) != 3 {
+			t.Errorf("%d bytes: %v, %v", size, entries, err)
+		}
+	}
+}
+
 // TestPromise3SomebodysFile: in the way of a blob's name, of its folder, and
 // put in the place of a blob's file.
 func TestPromise3SomebodysFile(t *testing.T) {

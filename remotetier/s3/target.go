@@ -58,7 +58,7 @@ type Target struct {
 		used  int64     // bytes, for the quota
 		asked time.Time // when used was counted
 	}
-	starting sync.Mutex // held by who makes ready
+	starting chan struct{} // has room for the one who makes ready
 }
 
 var _ remotetier.Target = (*Target)(nil)
@@ -73,13 +73,18 @@ func Open(ctx context.Context, b *bucket.Bucket, name string, opt Options) (*Tar
 		return nil, fmt.Errorf("open %v: %w: its prefix is longer than %d bytes, which leaves no room for names", b, catalog.ErrInvalid, maxPrefix)
 	}
 	opt.norm()
-	t := &Target{b: b, name: name, opt: opt, parts: &parts{left: opt.Buffers}}
+	t := &Target{b: b, name: name, opt: opt, parts: &parts{left: opt.Buffers}, starting: make(chan struct{}, 1)}
 	t.mu.busy = map[remotetier.Key]bool{}
-	if err := t.begin(ctx); err != nil && !errors.Is(err, catalog.ErrUnavailable) {
+	short, cancel := context.WithTimeout(ctx, openTime)
+	defer cancel()
+	if err := t.begin(short); err != nil && short.Err() == nil && !errors.Is(err, catalog.ErrUnavailable) {
 		return nil, fmt.Errorf("open target %s: %w", name, err)
 	}
 	return t, ctx.Err()
 }
+
+// openTime bounds the wait of Open for a server that does not answer.
+const openTime = 5 * time.Second
 
 // maxPrefix leaves room for the usual names in a key of 1024 bytes.
 const maxPrefix = 256
@@ -91,8 +96,12 @@ func (t *Target) begin(ctx context.Context) error {
 	if ready() {
 		return nil
 	}
-	t.starting.Lock()
-	defer t.starting.Unlock()
+	select {
+	case t.starting <- struct{}{}:
+		defer func() { <-t.starting }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	if ready() {
 		return nil
 	}
@@ -106,18 +115,28 @@ func (t *Target) begin(ctx context.Context) error {
 	return nil
 }
 
+// identifyTries are enough for two and a half seconds.
+const identifyTries = 8
+
 // identify reads the bucket's name as a target, or gives it one.
 func (t *Target) identify(ctx context.Context) error {
-	for range 3 {
+	for try := range identifyTries {
 		b := make([]byte, len(idMagic)+remotetier.MaxTargetName+2)
 		n, _, err := t.b.Read(ctx, idKey, "", b, 0)
 		switch b = b[:n]; {
 		case missing(err):
 			err = t.b.PutNew(ctx, idKey, []byte(idMagic+t.name+"\n"), nil)
-			if errors.Is(err, bucket.ErrTaken) {
-				continue // by another node, at the same time, or by a try whose answer was lost
+			if !errors.Is(err, bucket.ErrTaken) {
+				return err
 			}
-			return err
+			// By another node, at the same time, or by a try whose answer was lost.
+			// Some servers refuse before what they have is there to read.
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(10 * time.Millisecond << try):
+			}
+			continue
 		case err != nil:
 			return err
 		}

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/minio/minio-go/v7"
+
 	"github.com/ckptd/ckptd/catalog"
 )
 
@@ -16,6 +18,10 @@ const (
 	maxWait = 10 * time.Second
 	minRate = 1 << 20 // bytes/s below which a transfer counts as stuck
 )
+
+// The library waits once more after the last of its tries, which is the first:
+// for nothing.
+func init() { minio.DefaultRetryUnit = time.Millisecond }
 
 // budget keeps many callers that fail from asking a store that is down over
 // and over: a try again takes a token, a success puts one back.
