@@ -128,7 +128,7 @@ func (s *session) loadFrom(ctx context.Context, shard *asked, m *wire.Message, f
 		return wire.WithHint(fmt.Errorf("load %v: %w: it is not on this node", where.ref, fs.ErrNotExist), "send a memfd with the request, and the daemon fills it from where the bytes are")
 	}
 	size, fill := extent(ranges, m.Off)
-	mem, done, err := s.last.open(fds[0], m.Off, size, fill)
+	mem, done, err := s.last.open(fds[0], m.Off, size, fill, s.n.mapped)
 	if err != nil {
 		return fmt.Errorf("load %v: %w", where.ref, err)
 	}

@@ -49,13 +49,19 @@ const (
 type clientMemory struct {
 	dev, ino uint64
 	b        []byte
+	unmap    func() // told when the memory goes
+}
+
+func (m *clientMemory) free() {
+	m.unmap()
+	_ = unix.Munmap(m.b)
 }
 
 // open takes a client's descriptor, whose first byte is the shard's byte base:
 // mapped where it can be sealed against shrinking (made with
 // MFD_ALLOW_SEALING), else written to by pwrite. It must have size bytes, of
-// which fill are about to be filled.
-func (r *remembered) open(f *os.File, base, size, fill int64) (w io.WriterAt, done func(), err error) {
+// which fill are about to be filled. mapped is told of memory that stays.
+func (r *remembered) open(f *os.File, base, size, fill int64, mapped func([]byte) (unmap func())) (w io.WriterAt, done func(), err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return nil, nil, fmt.Errorf("stat of the memory: %w", err)
@@ -91,11 +97,23 @@ func (r *remembered) open(f *os.File, base, size, fill int64) (w io.WriterAt, do
 		return &memory{b: b, base: base}, func() { _ = unix.Munmap(b) }, nil
 	}
 	if len(r.memory) == keptMemories {
-		_ = unix.Munmap(r.memory[0].b)
+		r.memory[0].free()
 		r.memory = r.memory[1:]
 	}
-	r.memory = append(r.memory, &clientMemory{st.Dev, st.Ino, b})
+	unmap := nothing
+	if fill >= size/2 { // registered memory takes all its pages
+		unmap = mapped(b)
+	}
+	r.memory = append(r.memory, &clientMemory{st.Dev, st.Ino, b, unmap})
 	return &memory{b: b, base: base}, nothing, nil
+}
+
+// mapped tells the remote tier of memory that columns will be read into.
+func (n *Node) mapped(mem []byte) (unmap func()) {
+	if n.remote == nil {
+		return func() {}
+	}
+	return n.remote.Map(mem)
 }
 
 // sealed seals a memfd against shrinking, or says that it cannot be.
@@ -110,7 +128,7 @@ func sealed(f *os.File) bool {
 // unmap gives the memories back. Nobody may be filling them.
 func (r *remembered) unmap() {
 	for _, m := range r.memory {
-		_ = unix.Munmap(m.b)
+		m.free()
 	}
 	r.memory = nil
 }

@@ -39,3 +39,19 @@ func TestMappedIsToldOfLargeBuffers(t *testing.T) {
 		runtime.GC() // a pool keeps what it has for two of them
 	}
 }
+
+// TestMap: memory of the caller goes the same way, where somebody listens.
+func TestMap(t *testing.T) {
+	mem, unmapped := make([]byte, 4096), false
+	heard := New(nil, Options{Mapped: func(got []byte) func() {
+		if &got[0] != &mem[0] || len(got) != len(mem) {
+			t.Errorf("Mapped was told of %d bytes", len(got))
+		}
+		return func() { unmapped = true }
+	}})
+	if heard.Map(mem)(); !unmapped {
+		t.Error("nobody was told that the memory goes")
+	}
+	New(nil, Options{}).Map(mem)()
+	New(nil, Options{Mapped: func([]byte) func() { return nil }}).Map(mem)()
+}

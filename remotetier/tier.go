@@ -149,3 +149,15 @@ func layoutOf(p catalog.Place) (stripe.Layout, error) {
 	}
 	return l, nil
 }
+
+// Map tells Options.Mapped of memory that the caller is going to read into
+// again and again. The caller calls unmap before it unmaps the memory, and when
+// no read uses it any more.
+func (t *Tier) Map(mem []byte) (unmap func()) {
+	if t.opt.Mapped != nil && len(mem) > 0 {
+		if unmap = t.opt.Mapped(mem); unmap != nil {
+			return unmap
+		}
+	}
+	return func() {}
+}

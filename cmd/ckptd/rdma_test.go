@@ -53,14 +53,15 @@ func TestDaemonWithTargetsByRDMA(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-d.dead
-	// The drain and the verification move columns where they are.
+	// The drain, the verification and restores move columns where they are; small
+	// reads are copied.
 	m := regexp.MustCompile(`msg="moved by remote memory access" provider=tcp direct=(\d+) copied=(\d+)`).FindStringSubmatch(d.tail(40))
 	if m == nil {
 		t.Fatalf("the daemon does not say what it moved:\n%s", d.tail(40))
 	}
 	direct, _ := strconv.Atoi(m[1])
 	copied, _ := strconv.Atoi(m[2])
-	if direct < 4*size {
+	if direct < 6*size || copied > direct/8 {
 		t.Errorf("%d bytes moved where they were, %d by a copy", direct, copied)
 	}
 	t.Logf("%d bytes moved where they were, %d by a copy", direct, copied)

@@ -150,7 +150,7 @@ func (c *conn) run(ctx context.Context, ops []*fabric.Op, lent []lent) (done int
 		if err := c.finish(op, first+uint32(done)); err != nil {
 			return done, err
 		}
-		lent[done].takeIn(op)
+		lent[done].takeIn(c.p, op)
 		lent[done].back(c.p)
 	}
 	return done, nil
@@ -208,14 +208,12 @@ func (c *conn) lend(ctx context.Context, l *lent, op *fabric.Op, wait bool) (ok 
 	switch {
 	case len(op.In) == 0:
 	case inKnown:
-		c.p.stats.direct.Add(int64(len(op.In)))
 		l.in = []span{in}
 	default:
 		l.inFrom = len(l.copies) - len(pieces)
 		if l.in, err = name(len(op.In)); err != nil {
 			return false, err
 		}
-		c.p.stats.copied.Add(int64(len(op.In)))
 	}
 	return true, nil
 }
@@ -224,12 +222,14 @@ func (c *conn) lend(ctx context.Context, l *lent, op *fabric.Op, wait bool) (ok 
 func roundUp(n int) int { return (n + pieceSize - 1) / pieceSize * pieceSize }
 
 // takeIn copies what was pushed to where it belongs.
-func (l *lent) takeIn(op *fabric.Op) {
+func (l *lent) takeIn(p *provider, op *fabric.Op) {
 	if l.inFrom < 0 {
+		p.stats.direct.Add(int64(op.N))
 		return
 	}
-	for i, p := l.inFrom, op.In[:op.N]; len(p) > 0; i++ {
-		p = p[copy(p, l.copies[i]):]
+	p.stats.copied.Add(int64(op.N))
+	for i, in := l.inFrom, op.In[:op.N]; len(in) > 0; i++ {
+		in = in[copy(in, l.copies[i]):]
 	}
 }
 
