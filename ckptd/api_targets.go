@@ -38,6 +38,17 @@ func (n *Node) getTargets(ctx context.Context, c *app.RequestContext) error {
 		row.Trouble = troubleOf(&row, r.Beats(), said[[2]string{r.Name, r.Node}])
 		rows = append(rows, row)
 	}
+	scrubs, err := n.cat.Scrubs(ctx)
+	if err != nil {
+		n.log.Debug("scrubs not known", "err", err)
+	}
+	for _, s := range scrubs {
+		for i := range rows {
+			if rows[i].Name == s.Target && rows[i].Node == s.Node {
+				rows[i].Scrubbed = s.Finished
+			}
+		}
+	}
 	slices.SortFunc(rows, func(a, b wire.Target) int {
 		return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Node, b.Node))
 	})

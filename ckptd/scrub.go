@@ -22,7 +22,7 @@ import (
 // when it has been seen for long enough.
 
 const (
-	scrubEvery   = 10 * time.Second // a look at what is due
+	scrubEvery   = 5 * time.Second  // a look at what is due
 	scrubSave    = 10 * time.Second // between two notes of how far it is
 	scrubSilence = 2 * time.Minute  // who has not noted anything for so long is not at it any more
 	scrubWorkers = 2                // columns of one target at one time
@@ -53,22 +53,23 @@ func (n *Node) scrubOnce(ctx context.Context) error {
 		return nil
 	}
 	errs := []error{n.removeExtras(ctx, time.Now())}
-	records, err := n.cat.Scrubs(ctx)
-	if err != nil {
-		return err
-	}
 	v := n.mendView()
 	for _, t := range n.tgt.snapshot() {
 		r := t.TargetRecord
-		i := slices.IndexFunc(records, func(o catalog.ScrubRecord) bool { return o.Target == r.Name && o.Node == r.Node })
-		rec := catalog.ScrubRecord{Target: r.Name, Node: r.Node}
-		if i >= 0 {
-			rec = records[i]
-		}
-		if !v.mayScrub(&r) || !scrubbable(&r) || !rec.Due(v.now, n.cfg.ScrubEvery) || scrubbedByOther(&rec, n.cfg.Name, v.now) {
+		if !v.mayScrub(&r) || !scrubbable(&r) {
 			continue
 		}
-		_, err := n.scrubTarget(ctx, r, false, nil)
+		rec, err := n.cat.Scrub(ctx, r.Name, r.Node)
+		if errors.Is(err, catalog.ErrCorrupt) {
+			err = n.cat.DropScrub(ctx, r.Name, r.Node) // it begins anew
+		}
+		if err != nil {
+			return err
+		}
+		if !rec.Due(v.now, n.cfg.ScrubEvery) || scrubbedByOther(&rec, n.cfg.Name, v.now) {
+			continue
+		}
+		_, err = n.scrubTarget(ctx, r, false, nil)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		} else if err != nil && !errors.Is(err, catalog.ErrUnavailable) {

@@ -37,10 +37,10 @@ func newTargetLsCmd(a *app) *cobra.Command {
 
 func (a *app) printTargets(w io.Writer, targets []wire.Target) {
 	table(w, func(row func(...any)) {
-		row("NAME", "STATE", "DOMAIN", "POOL", "FREE", "TOTAL", "COLUMNS", "ERRORS", "LATENCY", "SEEN", "ADDRESSES", "TROUBLE")
+		row("NAME", "STATE", "DOMAIN", "POOL", "FREE", "TOTAL", "COLUMNS", "ERRORS", "LATENCY", "SEEN", "SCRUBBED", "ADDRESSES", "TROUBLE")
 		for _, t := range targets {
 			row(t.Name, cmp.Or(t.State, catalog.TargetUp), or(t.Domain, "-"), or(t.Pool, "-"), size(t.Free), size(t.Total),
-				count(t.Columns), t.Errors, latency(t.Latency), a.since(t.Seen), addresses(t), or(t.Trouble, t.Err))
+				count(t.Columns), t.Errors, latency(t.Latency), a.since(t.Seen), a.since(t.Scrubbed), addresses(t), or(t.Trouble, t.Err))
 		}
 	})
 }

@@ -138,25 +138,26 @@ type Disk struct {
 
 // Target is one place of the remote tier.
 type Target struct {
-	Name    string              `json:"name"`
-	Node    string              `json:"node,omitempty"` // the only one that reaches it
-	State   catalog.TargetState `json:"state"`
-	Since   time.Time           `json:"since,omitzero"` // of the state
-	Reason  string              `json:"reason,omitempty"`
-	Domain  string              `json:"domain,omitempty"`
-	Pool    string              `json:"pool,omitempty"`
-	Scheme  string              `json:"scheme,omitempty"` // tcp, tls, ofi, dir, posix, s3
-	Addrs   []string            `json:"addrs"`
-	Weight  float64             `json:"weight"`
-	Total   int64               `json:"total"`   // bytes
-	Free    int64               `json:"free"`    // bytes
-	Columns int64               `json:"columns"` // that lie on it; -1: not known
-	Errors  int64               `json:"errors"`  // of its disk, since it was started
-	Latency float64             `json:"latency"` // of a small question, seconds
-	Seen    time.Time           `json:"seen,omitzero"`
-	Full    bool                `json:"full,omitempty"`
-	Err     string              `json:"err,omitempty"`     // why this node cannot use it
-	Trouble string              `json:"trouble,omitempty"` // anything to know, one sentence; empty is healthy
+	Name     string              `json:"name"`
+	Node     string              `json:"node,omitempty"` // the only one that reaches it
+	State    catalog.TargetState `json:"state"`
+	Since    time.Time           `json:"since,omitzero"` // of the state
+	Reason   string              `json:"reason,omitempty"`
+	Domain   string              `json:"domain,omitempty"`
+	Pool     string              `json:"pool,omitempty"`
+	Scheme   string              `json:"scheme,omitempty"` // tcp, tls, ofi, dir, posix, s3
+	Addrs    []string            `json:"addrs"`
+	Weight   float64             `json:"weight"`
+	Total    int64               `json:"total"`   // bytes
+	Free     int64               `json:"free"`    // bytes
+	Columns  int64               `json:"columns"` // that lie on it; -1: not known
+	Errors   int64               `json:"errors"`  // of its disk, since it was started
+	Latency  float64             `json:"latency"` // of a small question, seconds
+	Seen     time.Time           `json:"seen,omitzero"`
+	Full     bool                `json:"full,omitempty"`
+	Scrubbed time.Time           `json:"scrubbed,omitzero"` // when every column on it was last looked at
+	Err      string              `json:"err,omitempty"`     // why this node cannot use it
+	Trouble  string              `json:"trouble,omitempty"` // anything to know, one sentence; empty is healthy
 }
 
 // Targets is the target map, with how each member is.
