@@ -357,10 +357,10 @@ func (n *Node) enter(ref restore.ShardRef) (leave func()) {
 	}
 }
 
-func (n *Node) alone(ref restore.ShardRef) bool {
+func (n *Node) readers(ref restore.ShardRef) int {
 	n.reading.Lock()
 	defer n.reading.Unlock()
-	return n.reading.of[ref] <= 1
+	return n.reading.of[ref]
 }
 
 // copyBlocks reads whole blocks, checks each against the seal, and gives on

@@ -155,7 +155,7 @@ func New(cfg Config, t Tiers) (*Node, error) {
 		}
 	}
 	n.reading.of = make(map[restore.ShardRef]int)
-	n.flight = restore.NewFlight(restore.FlightOptions{Memory: flightMemory, Alone: n.alone})
+	n.flight = restore.NewFlight(restore.FlightOptions{Memory: flightMemory, Readers: n.readers})
 	n.inv.init()
 	n.repair.init()
 	n.scrub.init()

@@ -8,6 +8,7 @@ import (
 	"io"
 	"sort"
 	"sync"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 )
@@ -18,10 +19,22 @@ type FlightOptions struct {
 	// default 128 MiB. A read that does not fit goes straight to its caller
 	// and is not shared.
 	Memory int64
-	// Alone reports that nobody else is about to read the shard. Such a read
-	// goes straight to its caller, which saves a copy of the bytes. nil: false.
-	Alone func(ShardRef) bool
+	// Readers says how many are reading the shard now. One that is alone reads
+	// straight to its caller, which saves a copy of the bytes; of several, the
+	// first ones wait a moment for the others before what those have not read
+	// yet is dropped. nil: nobody knows, so all share and nobody waits.
+	Readers func(ShardRef) int
 }
+
+const (
+	// flightGrace is how long a read waits, when the memory is full, for others
+	// to take what is in it.
+	flightGrace = time.Second
+	// flightHaste is how long nobody waits after that was in vain: the readers
+	// of the shard do not want the same, or one of them stands still.
+	flightHaste = 10 * time.Second
+	hasty       = 64 // shards remembered
+)
 
 // Flight lets the fetches of one node share what they read: of those that ask
 // a source for the same ranges of a shard at about the same time, one reads
@@ -35,6 +48,9 @@ type Flight struct {
 		legs map[legKey]*leg
 		idle *list.List // of *leg, done and used by nobody, least recently used first
 		used int64      // bytes of all legs
+
+		changed chan struct{}          // closed when a leg has been left
+		haste   map[ShardRef]time.Time // nobody waits for the shard's readers until then
 	}
 }
 
@@ -54,6 +70,7 @@ type leg struct {
 	gone bool // the reader's context ended: that is nobody else's failure
 
 	users int           // under Flight.mu
+	taken int           // under Flight.mu: users that have left
 	idle  *list.Element // under Flight.mu; nil while there are users
 }
 
@@ -65,6 +82,8 @@ func NewFlight(opt FlightOptions) *Flight {
 	f := &Flight{opt: opt}
 	f.mu.legs = map[legKey]*leg{}
 	f.mu.idle = list.New()
+	f.mu.changed = make(chan struct{})
+	f.mu.haste = map[ShardRef]time.Time{}
 	return f
 }
 
@@ -79,12 +98,15 @@ type shared struct {
 var _ Source = (*shared)(nil)
 
 func (s *shared) ReadRanges(ctx context.Context, shard ShardRef, ranges [][2]int64, w io.WriterAt) (Report, error) {
-	if s.f.opt.Alone != nil && s.f.opt.Alone(shard) {
+	key := legKey{s.Name(), shard, encodeRanges(ranges)}
+	if s.f.opt.Readers != nil && s.f.opt.Readers(shard) <= 1 && !s.f.has(key) {
 		return s.Source.ReadRanges(ctx, shard, ranges, w)
 	}
-	key := legKey{s.Name(), shard, encodeRanges(ranges)}
 	for {
-		l, first := s.f.board(key, total(ranges))
+		l, first, err := s.f.boardSoon(ctx, key, total(ranges))
+		if err != nil {
+			return Report{}, err
+		}
 		if l == nil { // no memory for it
 			return s.Source.ReadRanges(ctx, shard, ranges, w)
 		}
@@ -99,7 +121,7 @@ func (s *shared) ReadRanges(ctx context.Context, shard ShardRef, ranges [][2]int
 			}
 		}
 		retry := l.gone && !first
-		err := l.err
+		err = l.err
 		if err == nil {
 			err = l.unload(ranges, w)
 		}
@@ -138,9 +160,51 @@ func (l *leg) unload(ranges [][2]int64, w io.WriterAt) error {
 	return nil
 }
 
+// boardSoon is board, after waiting for those who are behind, if there are any.
+func (f *Flight) boardSoon(ctx context.Context, key legKey, size int64) (l *leg, first bool, err error) {
+	var grace <-chan time.Time
+	for patient := f.opt.Readers != nil; ; {
+		l, first, changed := f.board(key, size, patient)
+		if changed == nil {
+			return l, first, nil
+		}
+		if grace == nil {
+			timer := time.NewTimer(flightGrace)
+			defer timer.Stop()
+			grace = timer.C
+		}
+		select {
+		case <-changed:
+		case <-grace:
+			patient = false
+			f.hurry(key.shard)
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		}
+	}
+}
+
+// has says whether the others have left, or are reading, what is asked for.
+func (f *Flight) has(key legKey) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mu.legs[key] != nil
+}
+
+// hurry has nobody wait for a shard's other readers for a while.
+func (f *Flight) hurry(shard ShardRef) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.mu.haste) >= hasty {
+		clear(f.mu.haste)
+	}
+	f.mu.haste[shard] = time.Now().Add(flightHaste)
+}
+
 // board joins the leg of a key, or begins one of size bytes: then first is
-// true. nil: there is no room.
-func (f *Flight) board(key legKey, size int64) (l *leg, first bool) {
+// true. nil: there is no room; when there may soon be, for one who is patient,
+// changed is closed at the next time to try.
+func (f *Flight) board(key legKey, size int64, patient bool) (l *leg, first bool, changed <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if l := f.mu.legs[key]; l != nil {
@@ -149,30 +213,47 @@ func (f *Flight) board(key legKey, size int64) (l *leg, first bool) {
 			l.idle = nil
 		}
 		l.users++
-		return l, false
+		return l, false, nil
 	}
+	if size > f.opt.Memory {
+		return nil, false, nil
+	}
+	patient = patient && !time.Now().Before(f.mu.haste[key.shard])
 	var buf []byte
-	for f.mu.used+size > f.opt.Memory && f.mu.idle.Len() > 0 {
-		old := f.mu.idle.Remove(f.mu.idle.Front()).(*leg)
+	for f.mu.used+size > f.opt.Memory {
+		old := f.oldest(patient)
+		if old == nil && patient {
+			return nil, false, f.mu.changed
+		} else if old == nil {
+			return nil, false, nil
+		}
+		f.mu.idle.Remove(old.idle)
 		delete(f.mu.legs, old.key)
 		f.mu.used -= int64(cap(old.buf))
 		if int64(cap(old.buf)) >= size && int64(cap(old.buf)) <= 2*size {
 			buf = old.buf[:size] // most legs have one size: its memory serves again
 		}
 	}
-	if buf != nil {
+	if buf != nil && f.mu.used+int64(cap(buf)) <= f.opt.Memory {
 		size = int64(cap(buf))
-	}
-	if f.mu.used+size > f.opt.Memory {
-		return nil, false
-	}
-	if buf == nil {
+	} else {
 		buf = make([]byte, size)
 	}
 	f.mu.used += size
 	l = &leg{key: key, buf: buf, done: make(chan struct{}), users: 1}
 	f.mu.legs[key] = l
-	return l, true
+	return l, true, nil
+}
+
+// oldest is the idle leg that was used longest ago, but for those that one who
+// is patient leaves to others; nil: there is none. The lock is held.
+func (f *Flight) oldest(patient bool) *leg {
+	for e := f.mu.idle.Front(); e != nil; e = e.Next() {
+		if l := e.Value.(*leg); !patient || l.taken >= f.opt.Readers(l.key.shard) {
+			return l
+		}
+	}
+	return nil
 }
 
 // drop takes a failed leg off the board: whoever comes now reads for itself.
@@ -187,6 +268,9 @@ func (f *Flight) drop(l *leg) {
 func (f *Flight) leave(l *leg) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	close(f.mu.changed)
+	f.mu.changed = make(chan struct{})
+	l.taken++
 	if l.users--; l.users > 0 {
 		return
 	}

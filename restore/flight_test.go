@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 )
@@ -216,7 +217,12 @@ func TestFlightKeysAndAlone(t *testing.T) {
 	w, shard := oneShard(1000)
 	src := &memSource{t: t, w: w, name: "remote"}
 	alone := false
-	f := NewFlight(FlightOptions{Alone: func(ShardRef) bool { return alone }})
+	f := NewFlight(FlightOptions{Readers: func(ShardRef) int {
+		if alone {
+			return 1
+		}
+		return 2
+	}})
 	read := func(src Source, s ShardRef, ranges ...[2]int64) {
 		t.Helper()
 		got := make(bytesAt, s.Size)
@@ -247,8 +253,66 @@ func TestFlightKeysAndAlone(t *testing.T) {
 		t.Errorf("the peer gave %d bytes, want %d", got, want)
 	}
 	alone = true
-	read(peer, shard, [2]int64{0, 10})
-	if got, want := peer.bytes.Load(), int64(20); got != want {
+	for range 2 { // what others have left is taken, and nothing is left to others
+		read(peer, shard, [2]int64{0, 10})
+		read(peer, shard, [2]int64{10, 10})
+	}
+	if got, want := peer.bytes.Load(), int64(30); got != want {
 		t.Errorf("alone, the peer gave %d bytes, want %d", got, want)
 	}
+}
+
+// TestFlightWaitsForThoseBehind: when the memory is full, the first reader waits
+// for the last one; each byte is read once, however far they would drift apart.
+func TestFlightWaitsForThoseBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, shard := oneShard(40_000)
+		src := &memSource{t: t, w: w, name: "remote"}
+		f := NewFlight(FlightOptions{Memory: 4000, Readers: func(ShardRef) int { return 3 }})
+		var wg sync.WaitGroup
+		for pace := range 3 {
+			wg.Go(func() {
+				got := make(bytesAt, shard.Size)
+				for off := int64(0); off < shard.Size; off += 1000 {
+					if _, err := f.Share(src).ReadRanges(t.Context(), shard, [][2]int64{{off, 1000}}, got); err != nil {
+						t.Error(err)
+						return
+					}
+					time.Sleep(time.Duration(pace) * 100 * time.Millisecond)
+				}
+				if !bytes.Equal(got, w.shards[0]) {
+					t.Errorf("reader %d got other bytes", pace)
+				}
+			})
+		}
+		wg.Wait()
+		if got := src.bytes.Load(); got != shard.Size {
+			t.Errorf("%d bytes were read for a shard of %d", got, shard.Size)
+		}
+	})
+}
+
+// TestFlightWaitsOnce: readers of one shard that want different parts of it, or
+// one that stands still, cost the others one moment and not one for each part.
+func TestFlightWaitsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, shard := oneShard(40_000)
+		src := &memSource{t: t, w: w, name: "remote"}
+		f := NewFlight(FlightOptions{Memory: 4000, Readers: func(ShardRef) int { return 3 }})
+		begin, got := time.Now(), make(bytesAt, shard.Size)
+		for off := int64(0); off < shard.Size; off += 1000 {
+			if _, err := f.Share(src).ReadRanges(t.Context(), shard, [][2]int64{{off, 1000}}, got); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(begin); took != flightGrace || !bytes.Equal(got, w.shards[0]) {
+			t.Errorf("took %v, want %v", took, flightGrace)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		time.Sleep(flightHaste)
+		time.AfterFunc(flightGrace/2, cancel)
+		if _, err := f.Share(src).ReadRanges(ctx, shard, [][2]int64{{1, 1000}}, got); !errors.Is(err, context.Canceled) {
+			t.Errorf("a caller that goes away while it waits: %v", err)
+		}
+	})
 }
