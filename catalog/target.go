@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // TargetState is how the cluster treats a target of the remote tier.
@@ -125,7 +127,7 @@ func (r *TargetRecord) Check() error {
 		return bad("reason, id or claim longer than %d bytes", maxText)
 	}
 	for _, a := range r.Addrs {
-		if len(a) > maxTargetAddr || strings.ContainsFunc(a, func(c rune) bool { return c < ' ' || c == 0x7f }) || a == "" {
+		if !validAddr(a) {
 			return bad("address %.80q; want 1 to %d bytes, printable", a, maxTargetAddr)
 		}
 	}
@@ -134,6 +136,12 @@ func (r *TargetRecord) Check() error {
 		return nil
 	}
 	return bad("state %.20q is unknown", r.State)
+}
+
+// validAddr says whether an address comes back from a record as it went in,
+// and from a terminal.
+func validAddr(a string) bool {
+	return a != "" && len(a) <= maxTargetAddr && utf8.ValidString(a) && !strings.ContainsFunc(a, func(c rune) bool { return !unicode.IsPrint(c) })
 }
 
 // SetState moves the target to a state, if by may do that. The state it is in

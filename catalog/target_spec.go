@@ -3,6 +3,7 @@ package catalog
 import (
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -54,6 +55,9 @@ func ParseTarget(spec string) (TargetRecord, error) {
 		if r.Addrs = []string{where}; scheme == "posix" {
 			r.Name = "posix:" + where
 		}
+	}
+	if slices.ContainsFunc(r.Addrs, func(a string) bool { return !validAddr(a) }) {
+		return bad("where it is has 1 to %d bytes, printable", maxTargetAddr)
 	}
 	for _, f := range fields[1:] {
 		k, v, _ := strings.Cut(f, "=")

@@ -30,3 +30,26 @@ func TestParseTarget(t *testing.T) {
 		wantClass(t, spec, err, catalog.ErrInvalid)
 	}
 }
+
+// What is read as a target may stand in the map, once it has a name and an owner.
+func FuzzParseTarget(f *testing.F) {
+	for _, spec := range []string{"dir:/a,name=x", "tcp:h:1+[fe80::1]:2,pool=p,weight=2", "tls:h:1,domain=d", "posix:/l", "s3://b/p?endpoint=http://h:9,name=c", "ofi:h:1"} {
+		f.Add(spec)
+	}
+	f.Fuzz(func(t *testing.T, spec string) {
+		r, err := catalog.ParseTarget(spec)
+		if err != nil {
+			wantClass(t, spec, err, catalog.ErrInvalid)
+			return
+		}
+		if r.State, r.By = catalog.TargetUp, "n1"; r.Name == "" {
+			r.Name = "x"
+		}
+		if r.Scheme == "dir" {
+			r.Node = "n1"
+		}
+		if err := r.Check(); err != nil {
+			t.Errorf("%q gives %+v: %v", spec, r, err)
+		}
+	})
+}
