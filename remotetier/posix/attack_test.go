@@ -535,3 +535,58 @@ func TestListPassesOverStrangers(t *testing.T) {
 		t.Errorf("Remove = %v, want context.Canceled", err)
 	}
 }
+
+// TestRepair: the Tier checks and mends columns on mounts as it does anywhere,
+// and the plain file is the blob again.
+func TestRepair(t *testing.T) {
+	b := bytes.Repeat([]byte("0123456789"), 20_000)
+	for name, harm := range map[string]func(data, side string) error{
+		"data flipped": func(data, _ string) error {
+			bad := bytes.Clone(b)
+			bad[100_000] ^= 1
+			return os.WriteFile(data, bad, 0o600)
+		},
+		"data gone":    func(data, _ string) error { return os.Remove(data) },
+		"sidecar cut":  func(_, side string) error { return os.Truncate(side, 5000) },
+		"sidecar gone": func(_, side string) error { return os.Remove(side) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dirs := map[string]string{}
+			var all []remotetier.Target
+			for _, n := range []string{"g1", "g2"} {
+				dirs[n] = t.TempDir()
+				p, err := posix.Open(t.Context(), vfs.OS, dirs[n], n, posix.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				all = append(all, p)
+			}
+			tier := tierOf(all...)
+			place, err := tier.Put(t.Context(), shard, bytes.NewReader(b), stripe.Layout{K: 1, M: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			data := filepath.Join(dirs[place.Targets[1]], shard)
+			key := remotetier.Key{Blob: shard, Generation: place.Generation, Column: 1}
+			if err := harm(data, filepath.Join(filepath.Dir(data), plain.SidecarName(key))); err != nil {
+				t.Fatal(err)
+			}
+			if rep, err := tier.Check(t.Context(), place, true); err != nil || rep.Whole() || rep.Spare != 0 {
+				t.Errorf("Check = %+v, %v; want one bad column", rep, err)
+			}
+			mended, err := tier.Mend(t.Context(), place, remotetier.MendOptions{Deep: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tier.DropReplaced(t.Context(), mended); err != nil {
+				t.Error(err)
+			}
+			if err := tier.Verify(t.Context(), mended.Place); err != nil {
+				t.Errorf("after the repair: %v", err)
+			}
+			if got, err := os.ReadFile(data); (err != nil || !bytes.Equal(got, b)) && name != "sidecar gone" { // then the file is nobody's
+				t.Errorf("the plain file is the blob: %v, %v", bytes.Equal(got, b), err)
+			}
+		})
+	}
+}

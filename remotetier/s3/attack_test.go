@@ -543,3 +543,56 @@ func TestQuota(t *testing.T) {
 	}
 	mustPut(t, tier, "b", random(100_000, 2))
 }
+
+// TestPromise5FewBuffers: columns of one blob, in one bucket, with no buffer
+// but the first of each: they do not wait for each other.
+func TestPromise5FewBuffers(t *testing.T) {
+	srv := s3test.Start(t)
+	var all []remotetier.Target
+	for i := range 2 {
+		tg, err := s3.Open(t.Context(), srv.Open(t, fmt.Sprint("few", i), nil), fmt.Sprint("few", i), s3.Options{Buffers: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, tg)
+	}
+	tier := tierOf(all...)
+	want := random(bucket.MinPart+4321, 9)
+	place, err := tier.Put(t.Context(), shard, bytes.NewReader(want), stripe.Layout{K: 1, M: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tier.Verify(t.Context(), place); err != nil {
+		t.Error(err)
+	}
+	// Both columns in one place, as when there are too few targets.
+	tg := all[0]
+	at := remotetier.Key{Blob: shard, Generation: place.Generation, Column: 1}
+	if place.Targets[0] != tg.Name() {
+		at.Column = 0
+	}
+	r, err := all[1].Open(t.Context(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	col := vfs.AlignedBuffer(int(r.Size()))
+	if n, err := r.ReadAt(t.Context(), col, 0); n != len(col) {
+		t.Fatal(err)
+	}
+	w, err := tg.Create(t.Context(), at, int64(len(col)), remotetier.CreateNew)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := errors.Join(w.Write(t.Context(), col), w.Commit(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	for c := range 2 {
+		if _, err := remotetier.CheckTarget(t.Context(), tg, remotetier.Key{Blob: shard, Generation: place.Generation, Column: c}, vfs.AlignedBuffer(1<<20), nil); err != nil {
+			t.Errorf("column %d: %v", c, err)
+		}
+	}
+	if n := srv.Uploads(t); n != 0 {
+		t.Errorf("%d uploads are left", n)
+	}
+}
