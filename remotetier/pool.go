@@ -30,20 +30,6 @@ func (p Pool) Put(ctx context.Context, blob string, src Source, layout stripe.La
 	return p.tier.put(ctx, p.tier.now.Load(), p.name, blob, src, layout, 0)
 }
 
-// Fits says whether a Put of a blob of size bytes would find targets now, with
-// the error that it would return: for a source that takes work to make.
-func (p Pool) Fits(ctx context.Context, blob string, size int64, layout stripe.Layout) error {
-	layout = layout.Norm()
-	err := errors.Join(CheckBlob(blob), layout.Check())
-	if err == nil {
-		_, err = p.tier.now.Load().choose(ctx, wish{pool: p.name, blob: blob, layout: layout, size: fileSize(layout.ColumnSize(size)), columns: layout.Columns()})
-	}
-	if err != nil {
-		return fmt.Errorf("put %.80s: %w", blob, err)
-	}
-	return nil
-}
-
 // PutSmall replaces a small record; its new copies are on targets of this
 // pool, the old ones may be anywhere. See Tier.PutSmall.
 func (p Pool) PutSmall(ctx context.Context, blob string, b []byte, copies int) (catalog.Place, error) {

@@ -14,7 +14,6 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier"
-	"github.com/ckptd/ckptd/remotetier/stripe"
 	"github.com/ckptd/ckptd/remotetier/targettest"
 )
 
@@ -272,42 +271,5 @@ func TestFullerTargetsGetFewerColumns(t *testing.T) {
 	}
 	if share := float64(got["a"]) / n; share < 0.07 || share > 0.16 {
 		t.Errorf("the target that is a quarter free has %.2f of the columns, want 1/9", share)
-	}
-}
-
-// TestFits says before a Put what it would say, and writes nothing.
-func TestFits(t *testing.T) {
-	var infos []remotetier.TargetInfo
-	mems := make([]*targettest.Mem, 3)
-	for i := range mems {
-		mems[i] = targettest.NewMem(fmt.Sprintf("t%d", i))
-		infos = append(infos, remotetier.TargetInfo{Target: mems[i]})
-	}
-	tier := remotetier.New(infos, remotetier.Options{})
-	fits := func(size int64, l stripe.Layout) error {
-		return tier.Pool("").Fits(t.Context(), "run/a", size, l)
-	}
-	if err := fits(10<<20, stripe.Layout{K: 2, M: 1}); err != nil {
-		t.Error(err)
-	}
-	if err := fits(1, stripe.Layout{K: 3, M: 1}); !errors.Is(err, catalog.ErrInvalid) {
-		t.Errorf("more columns than targets: %v, want ErrInvalid", err)
-	}
-	for _, m := range mems {
-		m.SetTotal(1 << 20)
-	}
-	if err := fits(10<<20, stripe.Layout{K: 2, M: 1}); !errors.Is(err, catalog.ErrNoSpace) {
-		t.Errorf("without room: %v, want ErrNoSpace", err)
-	}
-	for _, m := range mems {
-		m.Fault(func(string, remotetier.Key) error { return catalog.ErrUnavailable })
-	}
-	if err := fits(1, stripe.Layout{K: 2, M: 1}); !errors.Is(err, catalog.ErrUnavailable) {
-		t.Errorf("without targets: %v, want ErrUnavailable", err)
-	}
-	for _, m := range mems {
-		if keys := m.Keys(); len(keys) > 0 {
-			t.Errorf("%s has %v", m.Name(), keys)
-		}
 	}
 }

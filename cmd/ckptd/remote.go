@@ -174,9 +174,6 @@ func (o *opener) open(ctx context.Context, r catalog.TargetRecord) (ckptd.OpenTa
 	return nil, fmt.Errorf("target %s: %w: this daemon cannot open a %s target", r.Name, catalog.ErrInvalid, r.Scheme)
 }
 
-// askAtStart bounds the question whether a target is there; it only informs.
-const askAtStart = 5 * time.Second
-
 // openGiven opens the targets that the flags name, those over the network side
 // by side: one that is away costs the others nothing.
 func (o *opener) openGiven(ctx context.Context, records []catalog.TargetRecord, open *opened) ([]ckptd.GivenTarget, error) {
@@ -192,9 +189,7 @@ func (o *opener) openGiven(ctx context.Context, records []catalog.TargetRecord, 
 			}
 			r.Name = t.Name()
 			given[i] = ckptd.GivenTarget{Record: r, Target: t}
-			short, cancel := context.WithTimeout(ctx, askAtStart)
-			defer cancel()
-			if _, err := t.Space(short); err != nil {
+			if _, err := t.Space(ctx); err != nil {
 				o.log.Warn("a target is away; it is used when it is back", "target", r.Name, "addrs", r.Addrs, "err", err)
 			}
 		})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,6 +117,27 @@ func (s *six) start(pair []string) {
 	})
 }
 
+// anew starts the daemon again. It has met no failure of a target then: one
+// that was killed while it was written to would get no columns for half a
+// minute, and others two, and of those not any two may die.
+func (s *six) anew() {
+	s.t.Helper()
+	s.d.kill()
+	s.c = s.d.start().dial()
+	eventually(s.t, "the targets that live are in use", func() error {
+		m, err := s.c.Targets(s.t.Context())
+		if err != nil {
+			return err
+		}
+		for _, row := range m.Targets {
+			if p := s.targets[row.Name]; p != nil && p.cmd != nil && row.Trouble != "" {
+				return fmt.Errorf("%s: %s", row.Name, row.Trouble)
+			}
+		}
+		return nil
+	})
+}
+
 // save saves the next step, and returns when it is sealed.
 func (s *six) save() (ref string) {
 	s.t.Helper()
@@ -204,10 +227,103 @@ func (s *six) killDuringDrain() (ref string, pair []string) {
 	return ref, pair
 }
 
+// loseOne takes a target that is dead out for ever, and its disk with it.
+func (s *six) loseOne(name string) {
+	s.t.Helper()
+	if err := os.RemoveAll(s.targets[name].dir); err != nil {
+		s.t.Fatal(err)
+	}
+	delete(s.targets, name)
+}
+
+// damage flips a byte in one column of a set and takes another away, of two
+// shards, on targets that live.
+func (s *six) damage(ref string) {
+	s.t.Helper()
+	for rank, hurt := range []func(path string) error{
+		func(path string) error { flip(s.t, path, 4096+s.rnd.Int64N(10_000)); return nil },
+		os.Remove,
+	} {
+		place := s.places(ref)[rank]
+		for _, col := range s.rnd.Perm(len(place.Targets)) {
+			p := s.targets[place.Targets[col]]
+			if p == nil {
+				continue
+			}
+			path := filepath.Join(p.dir, "columns", filepath.FromSlash(place.Blob), fmt.Sprintf("g%016x.c%02d.col", place.Generation, col))
+			if err := hurt(path); err != nil {
+				s.t.Fatal(err)
+			}
+			break
+		}
+	}
+}
+
+// recover waits until a repair, which nobody has ordered, has brought
+// redundancy back, while scrubs run and sets are read.
+func (s *six) recover(lost string) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var beside sync.WaitGroup
+	var scrubs atomic.Int64
+	var bad, mended, loads int64
+	beside.Go(func() {
+		for ; ctx.Err() == nil; scrubs.Add(1) {
+			res, err := s.c.Scrub(ctx, "", true, nil)
+			if err != nil {
+				if ctx.Err() == nil {
+					s.t.Errorf("scrub: %v", err)
+				}
+				return
+			}
+			bad, mended = bad+res.Bad, mended+res.Mended
+		}
+	})
+	beside.Go(func() {
+		for ; ctx.Err() == nil; loads++ {
+			ref := fmt.Sprintf("%s@%d", sixRun, 1+loads%s.steps)
+			if err := load(ctx, s.c, ref, "remote"); err != nil && ctx.Err() == nil {
+				s.t.Errorf("load %s during the repair: %v", ref, err)
+				return
+			}
+			select { // restores without a pause would leave the others their floor
+			case <-time.After(200 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+	})
+	from := time.Now()
+	eventually(s.t, "redundancy is back", func() error {
+		for step := range s.steps {
+			for _, p := range s.places(fmt.Sprintf("%s@%d", sixRun, step+1)) {
+				if slices.Contains(p.Targets, lost) {
+					return fmt.Errorf("%s is on %v", p.Blob, p.Targets)
+				}
+			}
+		}
+		if scrubs.Load() == 0 {
+			return errors.New("and no scrub has ended beside it")
+		}
+		return nil
+	})
+	cancel()
+	beside.Wait()
+	s.t.Logf("nothing was on %s any more after %v; beside that %d scrubs found %d bad columns and mended %d, and %d times a set was read", lost, time.Since(from), scrubs.Load(), bad, mended, loads)
+	eventually(s.t, "a scrub finds nothing", func() error {
+		res, err := s.c.Scrub(s.t.Context(), "", true, nil)
+		if err == nil && (res.Bad > 0 || res.Extra > 0 || len(res.Left) > 0 || res.Columns == 0) {
+			err = fmt.Errorf("it found %+v", res)
+		}
+		return err
+	})
+}
+
 // TestSixTargets: the story of a cluster of six targets, 4+2. Sets are saved;
 // any two targets are killed during restores and during drains, and every byte
-// is right; the end is read from the disks, column by column, by a reader that
-// knows only the format.
+// is right. One of them is lost with its disk, columns of others are damaged,
+// a new, empty target joins, and a repair brings redundancy back while scrubs
+// run. The end is read from the disks, column by column, by a reader that knows
+// only the format.
 func TestSixTargets(t *testing.T) {
 	seed := rand.Uint64()
 	if v := os.Getenv("CKPTD_CRASH_SEED"); v != "" {
@@ -217,7 +333,7 @@ func TestSixTargets(t *testing.T) {
 		}
 	}
 	t.Logf("seed %d (CKPTD_CRASH_SEED)", seed)
-	s := startSix(t, seed)
+	s := startSix(t, seed, "--repair-after", "1s", "--scrub-rate", "0", "--scrub-grace", "100ms")
 	first := s.save()
 	mustWait(t, s.c, first, catalog.Verified)
 	for rank, p := range s.places(first) {
@@ -228,11 +344,29 @@ func TestSixTargets(t *testing.T) {
 	for range 4 {
 		s.killDuringRestore(first)
 	}
-	for range 3 {
+	for range 2 {
+		s.anew()
 		ref, pair := s.killDuringDrain()
 		s.start(pair)
 		mustWait(t, s.c, ref, catalog.Verified)
 	}
+	s.anew()
+	ref, pair := s.killDuringDrain()
+	lost := pair[0]
+	s.loseOne(lost)
+	s.targets[pair[1]].start()
+	s.join(6)
+	s.anew()
+	s.damage(first)
+	s.recover(lost)
+	defer func() {
+		if t.Failed() {
+			t.Log(why(t, s.c, ref), s.d.grep("duty failed", "verif", "mend"))
+		}
+	}()
+	mustWait(t, s.c, ref, catalog.Verified)
+	s.mustBeWhole()
+	s.killDuringRestore(first)
 	s.mustBeWhole()
 }
 
@@ -247,9 +381,11 @@ func (s *six) mustBeWhole() {
 		}
 	}
 	var found map[string][]*formatColumn
-	eventually(s.t, "nothing is being written any more", func() (err error) {
-		found, err = findFormat(dirs)
-		return err
+	eventually(s.t, "nothing is being written any more, and records are whole", func() (err error) {
+		if found, err = findFormat(dirs); err != nil {
+			return err
+		}
+		return onlyFormat(found)
 	})
 	columns := 0
 	for step := range s.steps {

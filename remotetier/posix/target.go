@@ -124,7 +124,7 @@ func (t *Target) identify() error {
 	case t.name == "":
 		t.name = got
 	case got != t.name:
-		return fmt.Errorf("%w: the directory belongs to target %q; give that name (name=), or another directory", catalog.ErrConflict, got)
+		return fmt.Errorf("%w: the directory belongs to target %q", catalog.ErrConflict, got)
 	}
 	return nil
 }
