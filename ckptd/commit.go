@@ -386,10 +386,24 @@ func (c *coordinator) publishSet(ctx context.Context, id catalog.SetID) error {
 
 // raiseLevel brings the level in the set's record in line with what the nodes
 // state. It can also fall: a quarantined copy no longer counts.
+//
+// Somebody else may change a statement and raise the level between the two
+// looks at the catalog, and what was read before would then take that back. So
+// who has written looks again: the last one to write has seen everything.
 func (n *Node) raiseLevel(ctx context.Context, id catalog.SetID) error {
+	for {
+		if changed, err := n.setLevel(ctx, id); !changed || err != nil {
+			return err
+		}
+	}
+}
+
+// setLevel sets the level by the statements as they are read, and says whether
+// it was another.
+func (n *Node) setLevel(ctx context.Context, id catalog.SetID) (changed bool, err error) {
 	parts, err := n.cat.Parts(ctx, id)
 	if err != nil {
-		return err
+		return false, err
 	}
 	var was, is catalog.Level
 	_, err = n.cat.Update(ctx, id, func(s *catalog.SetRecord) error {
@@ -402,11 +416,11 @@ func (n *Node) raiseLevel(ctx context.Context, id catalog.SetID) error {
 		return nil
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
 	if is != was {
 		n.event(ctx, id, is.String(), "was %v", was)
 		n.kickLead.now()
 	}
-	return nil
+	return is != was, nil
 }

@@ -31,12 +31,10 @@ func (n *Node) compresses(run catalog.Run) bool {
 	return how == catalog.CompressZstd
 }
 
-// compressed makes a container of a shard, if there are targets to take it:
-// while they are away a drain is tried again and again, and must not cost the
-// node its processors. It is nil, told in the set's story, when
+// compressed makes a container of a shard; nil, told in the set's story, when
 // it is not worth it or has no room. ErrCorrupt means that the shard does not
 // fit its seal. The caller closes the spool.
-func (n *Node) compressed(ctx context.Context, set catalog.SetRecord, rank int, b *localtier.Blob, fits func(size int64) error) (*localtier.Spool, error) {
+func (n *Node) compressed(ctx context.Context, set catalog.SetRecord, rank int, b *localtier.Blob) (*localtier.Spool, error) {
 	src := rawBlob{b, b.Raw()}
 	h, err := shardfile.ReadHeader(src, b.Size())
 	if err != nil {
@@ -53,9 +51,6 @@ func (n *Node) compressed(ctx context.Context, set catalog.SetRecord, rank int, 
 	}
 	if ratio > worthIt {
 		return as("it would still be %.0f %% of its size", 100*ratio)
-	}
-	if err := fits(int64(ratio * float64(b.Size()))); err != nil {
-		return nil, err
 	}
 	most := int64(worthIt * float64(b.Size()))
 	spool, err := n.local.NewSpool(ctx, b.Name()+".planes", most)

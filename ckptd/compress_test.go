@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -12,9 +11,7 @@ import (
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/localtier/vfs"
 	"github.com/ckptd/ckptd/localtier/vfs/vfstest"
-	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/remotetier/planes"
-	"github.com/ckptd/ckptd/remotetier/targettest"
 )
 
 // squashed is a node whose one committed set is worth compressing.
@@ -133,44 +130,6 @@ func TestDiskFaultsCompressing(t *testing.T) {
 	}
 }
 
-// TestCompressWhenTargetsAreAway: a drain that has nowhere to go compresses
-// nothing, however often it is tried.
-func TestCompressWhenTargetsAreAway(t *testing.T) {
-	w, p, rec := squashed(t)
-	var mu sync.Mutex
-	spools := 0
-	p.fs.OnOp(func(_ int, op, name string) error {
-		mu.Lock()
-		defer mu.Unlock()
-		if op == "create" && strings.HasPrefix(name, "/disk/staging/") {
-			spools++
-		}
-		return nil
-	})
-	up := w.n.remote
-	gone := make([]remotetier.TargetInfo, 3)
-	for i := range gone {
-		m := targettest.NewMem(fmt.Sprintf("t%d", i))
-		m.Fault(func(string, remotetier.Key) error { return catalog.ErrUnavailable })
-		gone[i] = remotetier.TargetInfo{Target: m}
-	}
-	w.n.remote = remotetier.New(gone, remotetier.Options{})
-	for range 3 {
-		if err := w.n.drainOnce(w.ctx); !errors.Is(err, catalog.ErrUnavailable) {
-			t.Errorf("a drain without targets: %v, want ErrUnavailable", err)
-		}
-	}
-	mu.Lock()
-	if spools != 0 {
-		t.Errorf("%d spools were made for nobody", spools)
-	}
-	mu.Unlock()
-	w.n.remote = up
-	if err := finish(t, w, &p, rec.SetID); err != nil {
-		t.Error(err)
-	}
-}
-
 // TestSpoolThatGoesBad: damage of a spool is not damage of the shard: the local
 // copy stays in service, and the container is made anew.
 func TestSpoolThatGoesBad(t *testing.T) {
@@ -179,7 +138,7 @@ func TestSpoolThatGoesBad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spool, err := w.n.compressed(w.ctx, rec, 0, b, func(int64) error { return nil })
+	spool, err := w.n.compressed(w.ctx, rec, 0, b)
 	if err != nil || spool == nil {
 		t.Fatalf("%v, %v", spool, err)
 	}

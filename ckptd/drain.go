@@ -164,7 +164,7 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 	begin := time.Now()
 	out, encoding := b, ""
 	if n.compresses(set.Run) {
-		spool, err := n.compressed(ctx, set, s.Rank, b, func(size int64) error { return n.remote.Pool(pool).Fits(ctx, name, size, layout) })
+		spool, err := n.compressed(ctx, set, s.Rank, b)
 		if errors.Is(err, catalog.ErrCorrupt) {
 			return n.localBad(ctx, set.SetID, s.Rank, err)
 		} else if err != nil {

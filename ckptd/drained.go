@@ -3,55 +3,10 @@ package ckptd
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 )
-
-// drainAgain takes back what is stated of a shard's remote copy, which is lost,
-// where a node still has a good copy of its own: that one drains it again.
-func (n *Node) drainAgain(ctx context.Context, p *placed) error {
-	if p.rank < 0 {
-		return nil
-	}
-	parts, err := n.cat.Parts(ctx, p.id)
-	if err != nil {
-		return err
-	}
-	has := func(of catalog.PartRecord, good func(*catalog.PartShard) bool) bool {
-		return slices.ContainsFunc(of.Shards, func(s catalog.PartShard) bool { return s.Rank == p.rank && s.Root == p.root && good(&s) })
-	}
-	lost := func(s *catalog.PartShard) bool { return s.Remote != nil && s.Remote.Generation == p.place.Generation }
-	if !slices.ContainsFunc(parts, func(o catalog.PartRecord) bool {
-		return has(o, func(s *catalog.PartShard) bool { return s.Local && s.Bad == "" })
-	}) {
-		return nil
-	}
-	for _, part := range parts {
-		if !has(part, lost) {
-			continue
-		}
-		after, err := n.cat.UpdatePart(ctx, p.id, part.Node, func(r *catalog.PartRecord) error {
-			for i := range r.Shards {
-				if s := &r.Shards[i]; s.Rank == p.rank && s.Root == p.root && lost(s) {
-					s.Remote, s.Drained, s.Verified = nil, time.Time{}, time.Time{}
-					return nil
-				}
-			}
-			return catalog.ErrSame
-		})
-		if err != nil {
-			return err
-		}
-		if part.Node == n.cfg.Name {
-			n.inv.setPart(p.id, after)
-			n.kickDrain.now()
-		}
-	}
-	n.event(ctx, p.id, "repair", "%s will be drained again from the copy that a node has", p.what())
-	return n.raiseLevel(ctx, p.id)
-}
 
 // planDrained names the targets whose drain is over: nothing that a record
 // names is on them, and nothing was left out of the look. Of a target that one

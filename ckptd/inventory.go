@@ -90,10 +90,7 @@ func (v *inventory) follow(id catalog.SetID, p catalog.PartRecord) {
 	}
 	for _, s := range h.part.Shards {
 		for _, now := range p.Shards {
-			if s.Rank != now.Rank || s.Root != now.Root || s.Remote == nil {
-				continue
-			}
-			if now.Remote == nil || s.Remote.Generation == now.Remote.Generation && !samePlace(s.Remote, now.Remote) {
+			if s.Rank == now.Rank && s.Root == now.Root && s.Remote != nil && now.Remote != nil && s.Remote.Generation == now.Remote.Generation && !samePlace(s.Remote, now.Remote) {
 				h.part = &p
 				return
 			}

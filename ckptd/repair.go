@@ -394,7 +394,6 @@ func (n *Node) mendWith(ctx context.Context, j mendJob, opt remotetier.MendOptio
 		if errors.Is(err, catalog.ErrCorrupt) && ctx.Err() == nil {
 			n.unsuspect(j.id, j.rank) // looking again would find the same
 			n.event(ctx, j.id, "repair failed", "%s: %v", j.what(), err)
-			err = errors.Join(err, n.drainAgain(ctx, &j.placed))
 		}
 		return m, err
 	}

@@ -445,31 +445,3 @@ func TestMendWhileTheCatalogFails(t *testing.T) {
 		}
 	}
 }
-
-// TestLostRemoteCopyIsDrainedAgain: more columns are bad than a blob can bear,
-// and a node has a good copy; without one the statement stays, for people.
-func TestLostRemoteCopyIsDrainedAgain(t *testing.T) {
-	for _, local := range []bool{true, false} {
-		w := newScrubWorld(t, 3, 1)
-		id, p := w.ids[0], w.place(0)
-		part, err := w.cat.UpdatePart(t.Context(), id, "n1", func(p *catalog.PartRecord) error { p.Shards[0].Local = local; return nil })
-		if err != nil {
-			t.Fatal(err)
-		}
-		for c := range 2 {
-			w.harm(p, c, func(b []byte) []byte { b[9000] ^= 1; return b })
-		}
-		j := mendJob{placed: placed{id, 0, part.Shards[0].Root, p}, deep: true}
-		if _, err := w.mendWith(t.Context(), j, remotetier.MendOptions{Deep: true}); !errors.Is(err, catalog.ErrCorrupt) {
-			t.Errorf("local %v: mend = %v, want ErrCorrupt", local, err)
-		}
-		now, err := w.cat.Part(t.Context(), id, "n1")
-		if err != nil || (now.Shards[0].Remote == nil) != local {
-			t.Errorf("local %v: it is stated that %+v, %v", local, now.Shards[0], err)
-		}
-		set, err := w.cat.Set(t.Context(), id)
-		if err != nil || local && set.Level != catalog.Local {
-			t.Errorf("local %v: level %v, %v", local, set.Level, err)
-		}
-	}
-}
