@@ -40,7 +40,7 @@ func (b *bench) startNode(ctx context.Context, name string, arena int64, flags .
 		return nil, err
 	}
 	args := append([]string{
-		"serve", "--name", name, "--data", d.data, "--socket", d.socket,
+		"serve", "--name", name, "--data", d.data, "--socket", d.socket, "--scrub-every", "0", // it would be measured too
 		"--arena", fmt.Sprintf("%dMiB", arena>>20), "--arena-dir", d.arena,
 	}, flags...)
 	if d.process, err = b.launch(filepath.Join(d.data, "log"), args...); err != nil {
