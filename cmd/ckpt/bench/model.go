@@ -12,7 +12,8 @@ type Figures struct {
 	Memcpy  float64 `json:"memcpy"`  // B/s of one rank's save into the arena
 	Write   float64 `json:"write"`   // B/s of one NVMe disk, O_DIRECT
 	Read    float64 `json:"read"`    // B/s, likewise
-	Drain   float64 `json:"drain"`   // s of processor time a GiB
+	Drain   float64 `json:"drain"`   // s of processor time a GiB, that of the targets included
+	Restore float64 `json:"restore"` // s of processor time a GiB from remote, client and targets included
 	Records float64 `json:"records"` // synced records a second that the catalog takes
 	Commit  float64 `json:"commit"`  // s from the last vote to the listing, 1,024 ranks
 }
@@ -26,7 +27,8 @@ func (f Figures) withDefaults() Figures {
 	def(&f.Memcpy, 5.5e9)
 	def(&f.Write, 1.8e9)
 	def(&f.Read, 2.3e9)
-	def(&f.Drain, 1.1)
+	def(&f.Drain, 1.7)
+	def(&f.Restore, 0.85)
 	def(&f.Records, 5000)
 	def(&f.Commit, 0.03)
 	return f
@@ -45,6 +47,8 @@ func FiguresOf(r *Report, size int64) Figures {
 			f.Read = b.Value
 		case "drain.cpu":
 			f.Drain = b.Value
+		case "restore.remote.cpu":
+			f.Restore = b.Value
 		case "commit.p99":
 			f.Commit = b.Value
 		}
@@ -106,6 +110,9 @@ func Model(f Figures) []Step {
 	fan := math.Ceil(math.Log2(nodes / writerNodes))
 	add("restore, every node needs all its replicas' bytes", perNode/modelNIC*(1+fan/8), "%.0f data-parallel copies of %.0f GB: one fetch in the cluster, passed on from peer to peer in pieces: %.0f rounds of a pipeline over %.0f GB/s, not %.0f × the targets", nodes/writerNodes, perNode/1e9, fan, modelNIC/1e9, nodes/writerNodes)
 	add("restore, all from remote", modelBytes/remote, "%.1f TB once at %.0f GB/s; without sharing it would be %.0f TB and %.0f s", modelBytes/1e12, remote/1e9, modelBytes*nodes/writerNodes/1e12, modelBytes*nodes/writerNodes/remote)
+	share := remote / writerNodes // of a node
+	cores := share / (1 << 30) * f.Restore
+	say("restore interference", fmt.Sprintf("%.0f cores", cores), "%.1f GB/s a node × %.2f s/GiB, client, daemon and targets together, of %d cores while it lasts", share/1e9, f.Restore, modelCores)
 	return steps
 }
 

@@ -87,17 +87,22 @@ func (d *daemon) kick(ctx context.Context, ref string) error {
 	return err
 }
 
-// readWhole restores a shard into fresh memory and gives it to use.
-func readWhole(ctx context.Context, c *ckpt.Client, at *saved, opts ...ckpt.OpenOption) (p []byte, err error) {
+// readInto restores a shard into memory.
+func readInto(ctx context.Context, c *ckpt.Client, at *saved, p []byte, opts ...ckpt.OpenOption) error {
 	r, err := c.Open(ctx, at.ref, opts...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer r.Close()
+	return r.ReadShard(ctx, 0, p)
+}
+
+// readWhole restores a shard into fresh memory and gives it to use.
+func readWhole(ctx context.Context, c *ckpt.Client, at *saved, opts ...ckpt.OpenOption) (p []byte, err error) {
 	if p, err = mapMemory(at.size); err != nil {
 		return nil, err
 	}
-	if err := r.ReadShard(ctx, 0, p); err != nil {
+	if err := readInto(ctx, c, at, p, opts...); err != nil {
 		return nil, errors.Join(err, unix.Munmap(p))
 	}
 	return p, nil
