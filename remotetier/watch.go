@@ -58,6 +58,9 @@ func (w *watched) note(ctx context.Context, kind opKind, size int64, begin time.
 	switch {
 	case err != nil && ctx.Err() != nil && !ours(ctx): // the caller went away, and that says nothing
 	case ill(err) || err != nil && ctx.Err() != nil:
+		if kind&(reads|begins) != 0 && errors.Is(err, catalog.ErrUnavailable) {
+			kind = answers // it was away, which says nothing of its disk; nobody's writes were lost by it
+		}
 		w.mu.fail(kind, err, now)
 	case err != nil && !errors.Is(err, io.EOF):
 		w.mu.ok(answers, now) // to refuse shows no more

@@ -298,3 +298,40 @@ func TestReadersTrustADiskThatOnlyWritesBadly(t *testing.T) {
 		t.Errorf("%+v, %v, %d reads of it", rep, err, read.Load())
 	}
 }
+
+// TestTargetThatWasAwayIsUsedWhenItAnswers: reads, and columns that were not
+// begun, for not reaching it say nothing of its disk.
+func TestTargetThatWasAwayIsUsedWhenItAnswers(t *testing.T) {
+	w := newWorld(4, remotetier.Options{})
+	p := mustPut(t, w.Tier, random(300_000, 1), layout(2, 1, 65536))
+	r, err := w.Open(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	m := w.mem(p, 0)
+	status := func() remotetier.TargetStatus { return w.Targets(t.Context())[m.Name()[1]-'0'] }
+	for _, c := range []struct {
+		err  error
+		want catalog.TargetState
+	}{
+		{fmt.Errorf("dial: %w", catalog.ErrUnavailable), catalog.TargetUp},
+		{errDisk, catalog.TargetSuspect},
+	} {
+		m.Fault(func(op string, _ remotetier.Key) error {
+			if op == "read" || op == "create" {
+				return c.err
+			}
+			return nil
+		})
+		if _, err := r.ReadAt(make([]byte, 1000), 0); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			mustPut(t, w.Tier, nil, layout(2, 1, 65536))
+		}
+		if s := status(); s.Errors == 0 || s.State != c.want {
+			t.Errorf("after %v: %+v, want %s", c.err, s, c.want)
+		}
+	}
+}

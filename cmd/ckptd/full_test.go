@@ -142,6 +142,15 @@ func TestStoryOneOfSixTargetsIsFull(t *testing.T) {
 	for step := range int64(sets) {
 		mustLoad(t, c, fmt.Sprintf("run@%d", step+1), "remote")
 	}
+	eventually(t, "those that were away are trusted again", func() error {
+		m, err := c.Targets(t.Context())
+		for _, row := range m.Targets {
+			if row.State != catalog.TargetUp || row.Name != "t3" && row.Trouble != "" {
+				err = fmt.Errorf("target %+v", row)
+			}
+		}
+		return err
+	})
 	if on := drained(sets + 1); len(on) != 6 {
 		t.Errorf("a new set is on %v", on)
 	}
