@@ -325,6 +325,7 @@ func (s *six) recover(lost string) {
 // run. The end is read from the disks, column by column, by a reader that knows
 // only the format.
 func TestSixTargets(t *testing.T) {
+	t.Parallel()
 	seed := rand.Uint64()
 	if v := os.Getenv("CKPTD_CRASH_SEED"); v != "" {
 		var err error
