@@ -30,7 +30,7 @@ GOFILES  = $$(git ls-files --cached --others --exclude-standard '*.go' | while r
 # $(call step,what is done,what it needs,command): one command whose failure is explained in one line.
 step = @$(3) || { echo >&2; echo "make: $(1) did not work. It needs $(2)." >&2; exit 1; }
 
-.PHONY: build build-ofi quickstart test gotest pytest test-ofi test-rdma rdma-elsewhere libfabric check race fuzz crash bench golden clean help gomods
+.PHONY: build build-ofi versitygw quickstart test gotest pytest test-ofi test-rdma rdma-elsewhere libfabric check race fuzz crash bench golden clean help gomods
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -142,6 +142,8 @@ $(TOOLS)/golangci-lint-$(GOLANGCI_LINT):
 	$(call step,building golangci-lint $(GOLANGCI_LINT),a Go module proxy and some minutes,\
 		GOBIN=$(TOOLS) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT))
 	@mv $(TOOLS)/golangci-lint $@
+
+versitygw: $(TOOLS)/versitygw-$(strip $(VERSITYGW)) ## the S3 server of the tests, built into .cache
 
 $(TOOLS)/versitygw-$(strip $(VERSITYGW)):
 	$(call step,building versitygw $(strip $(VERSITYGW)),a Go module proxy and some minutes,\

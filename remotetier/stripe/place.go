@@ -31,13 +31,19 @@ func Place(blob string, generation uint64, targets []Candidate, n int) []string 
 // PlaceMore chooses targets, as Place does, for n more columns of a generation
 // that has columns on held already: none of these gets another. When there is
 // no target for each and most is above zero, targets get further columns, but
-// then no column goes where its domain, or the target if it has none, would
-// hold more than most. It returns fewer than n names when not all can be placed.
+// none more than most, and no domain either where the domains of targets and
+// held can hold all columns so. Where they cannot, the loss of a domain could
+// not be borne however the columns lay, and only targets count. It returns
+// fewer than n names when not all can be placed.
 func PlaceMore(blob string, generation uint64, targets, held []Candidate, n, most int) []string {
 	all := rank(blob, generation, targets)
 	names := all.fill(held, n, 1, math.MaxInt)
 	if len(names) < n && most > 0 {
-		names = all.fill(held, n, most, most)
+		inDomain := most
+		if all.domains(held)*most < n+len(held) {
+			inDomain = math.MaxInt
+		}
+		names = all.fill(held, n, most, inDomain)
 	}
 	return names
 }
@@ -76,6 +82,18 @@ func (c Candidate) domain() string {
 		return "\x00" + c.Name // no domain can be called so
 	}
 	return c.Domain
+}
+
+// domains is how many there are of candidates and of held.
+func (r ranked) domains(held []Candidate) int {
+	seen := map[string]bool{}
+	for _, c := range r {
+		seen[c.Domain] = true
+	}
+	for _, h := range held {
+		seen[h.domain()] = true
+	}
+	return len(seen)
 }
 
 // fill places n columns one by one: on the target that has the fewest, of

@@ -152,10 +152,11 @@ func count(t *testing.T, all []stripe.Candidate, names []string) counted {
 }
 
 // TestPlaceMoreDoublesOnlyWhenItMust: a target gets a second column only when
-// there is no other way, and then the loss of any domain costs most columns.
+// there is no other way, and then the loss of any domain, or where there are
+// too few of them of any target, costs most columns.
 func TestPlaceMoreDoublesOnlyWhenItMust(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
-	doubled, refused := 0, 0
+	doubled, crowded, refused := 0, 0, 0
 	for i := range 3000 {
 		all, sizes := uneven(r)
 		n, most := 1+r.IntN(12), 1+r.IntN(3)
@@ -171,6 +172,11 @@ func TestPlaceMoreDoublesOnlyWhenItMust(t *testing.T) {
 			if got.columns != n || got.inDomain > most {
 				t.Fatalf("%d columns on domains of %v, at most %d each: %+v", n, sizes, most, got)
 			}
+		case n <= most*len(all):
+			crowded++
+			if got.columns != n || got.onTarget > most {
+				t.Fatalf("%d columns on domains of %v, at most %d a target: %+v", n, sizes, most, got)
+			}
 		default:
 			refused++
 			if got.columns >= n {
@@ -178,8 +184,8 @@ func TestPlaceMoreDoublesOnlyWhenItMust(t *testing.T) {
 			}
 		}
 	}
-	if doubled < 100 || refused < 100 {
-		t.Errorf("%d doubled and %d refused prove little", doubled, refused)
+	if doubled < 100 || crowded < 100 || refused < 100 {
+		t.Errorf("%d doubled, %d crowded and %d refused prove little", doubled, crowded, refused)
 	}
 }
 

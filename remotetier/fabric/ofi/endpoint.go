@@ -22,6 +22,12 @@ import (
 	"github.com/ckptd/ckptd/remotetier/fabric/frame"
 )
 
+// Messages that may be under way on a connection.
+const (
+	recvSlots = 4 // receive buffers posted, on both sides
+	maxAhead  = recvSlots
+)
+
 // Slots of a connection: each stands for an operation that may be under way.
 const (
 	sendSlots = 2 // messages being sent

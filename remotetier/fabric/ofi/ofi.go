@@ -32,29 +32,6 @@ type Options struct {
 	Buffers  *fabric.Buffers // default: fabric.NewBuffers(0, 0) of its own
 }
 
-func (o Options) norm() Options {
-	set := func(d *time.Duration, def time.Duration) {
-		if *d <= 0 {
-			*d = def
-		}
-	}
-	set(&o.Stall, 5*time.Second)
-	set(&o.Dial, 2*time.Second)
-	set(&o.Timeout, time.Minute)
-	set(&o.KeepAlive, 15*time.Second)
-	set(&o.Idle, time.Minute)
-	if o.Provider == "" {
-		o.Provider = "verbs"
-	}
-	if o.Conns <= 0 {
-		o.Conns = 6
-	}
-	if o.MaxConns <= 0 {
-		o.MaxConns = 512
-	}
-	return o
-}
-
 // Stats count what a Net did since it was made.
 type Stats struct {
 	ReadBytes    int64 // by remote memory access, out of a client's memory: a target's pulls

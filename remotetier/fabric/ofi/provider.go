@@ -17,11 +17,35 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier/fabric"
 )
+
+func (o Options) norm() Options {
+	set := func(d *time.Duration, def time.Duration) {
+		if *d <= 0 {
+			*d = def
+		}
+	}
+	set(&o.Stall, 5*time.Second)
+	set(&o.Dial, 2*time.Second)
+	set(&o.Timeout, time.Minute)
+	set(&o.KeepAlive, 15*time.Second)
+	set(&o.Idle, time.Minute)
+	if o.Provider == "" {
+		o.Provider = "verbs"
+	}
+	if o.Conns <= 0 {
+		o.Conns = 6
+	}
+	if o.MaxConns <= 0 {
+		o.MaxConns = 512
+	}
+	return o
+}
 
 // code is an error of libfabric, positive. Those of the system have its numbers.
 type code int

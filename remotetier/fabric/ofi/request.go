@@ -17,12 +17,6 @@ const (
 	messageSize = (frame.HeadSize + frame.MaxControl + 63) / 64 * 64 // of a receive buffer
 )
 
-// Messages that may be under way on a connection.
-const (
-	recvSlots = 4 // receive buffers posted, on both sides
-	maxAhead  = recvSlots
-)
-
 // span is a piece of a client's memory, as the target names it.
 type span struct {
 	addr, key uint64

@@ -56,7 +56,7 @@ func Program(t testing.TB) string {
 		}
 		dir = filepath.Dir(dir)
 	}
-	t.Fatalf("the S3 server of the tests is missing: run `make .cache/bin/versitygw-%s`, or name the program with CKPTD_VERSITYGW", Version)
+	t.Fatalf("the S3 server of the tests is missing: run `make versitygw`, or name version %s of the program with CKPTD_VERSITYGW", Version)
 	return ""
 }
 
