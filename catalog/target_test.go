@@ -63,8 +63,8 @@ func TestRegisterTarget(t *testing.T) {
 	if m := must(c.Targets(t.Context()))(t); m.Version != 0 || len(m.Targets) != 0 {
 		t.Errorf("a map that never was: %+v", m)
 	}
-	m := must(register(t, c, tgt("b", "id-b", "p1"), false))(t)
-	m = must(register(t, c, tgt("a", "id-a", "p1"), false))(t)
+	must(register(t, c, tgt("b", "id-b", "p1"), false))(t)
+	m := must(register(t, c, tgt("a", "id-a", "p1"), false))(t)
 	if m.Version != 2 || len(m.Targets) != 2 || m.Targets[0].Name != "a" || m.Targets[0].State != catalog.TargetUp {
 		t.Errorf("after two: %+v", m)
 	}

@@ -94,7 +94,7 @@ func TestJudge(t *testing.T) {
 		"DrainedIsOrdered":  {"drained", "........", "dddddddd"},
 		"FlapsAreHeldDown":  {"up", "xx..xx..xx....", "ussuussssssssu"},
 	} {
-		state, is, now := catalog.TargetState(c.begin), judged{}, time.Unix(1e9, 0)
+		state, is, now := c.begin, judged{}, time.Unix(1e9, 0)
 		got := ""
 		for _, r := range c.rounds {
 			var why string
