@@ -49,6 +49,7 @@ var layers = map[string][]string{
 	"remotetier/fabric/ofi":   {"remotetier/fabric/frame", "remotetier/fabric/rails", "remotetier/fabric", "catalog"},
 	"remotetier/fabric/tcp":   {"remotetier/fabric/frame", "remotetier/fabric/rails", "remotetier/fabric", "catalog"},
 	"remotetier/target":       {"remotetier", "remotetier/stripe", "remotetier/traffic", "remotetier/fabric", "localtier/vfs", "catalog"},
+	"fuse":                    {"catalog"},
 	"remotetier/posix":        {"remotetier", "remotetier/plain", "localtier/vfs", "catalog"},
 
 	// The daemon and the programs.
