@@ -34,6 +34,7 @@ var layers = map[string][]string{
 	"remotetier":            {"remotetier/stripe", "remotetier/traffic", "catalog"},
 	"remotetier/planes":     {"catalog"},
 	"remotetier/plain":      {"remotetier", "remotetier/stripe", "catalog"},
+	"datasets/tarview":      {"catalog"},
 	"sdk/wire":              {"catalog"},
 	"sdk/ckpt":              {"sdk/wire", "catalog"},
 	"sdk/bundle":            {"sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
