@@ -1,7 +1,6 @@
 package order
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -215,16 +214,6 @@ func TestBadInputIsRefused(t *testing.T) {
 			t.Errorf("New(%+v) = %v, want ErrInvalid", m, err)
 		}
 	}
-}
-
-// hash is FNV-1a over 64-bit words, as the vectors have it.
-func hash(h, v uint64) uint64 {
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], v)
-	for _, c := range b {
-		h = (h ^ uint64(c)) * 0x100000001b3
-	}
-	return h
 }
 
 func BenchmarkAt(b *testing.B) {

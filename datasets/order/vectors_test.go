@@ -2,6 +2,8 @@ package order
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"flag"
@@ -40,8 +42,8 @@ type vector struct {
 	Mode   string  `json:"mode"`
 	At     []int64 `json:"positions"`
 	Sample []int64 `json:"samples"`
-	Count  int64   `json:"count"` // positions 0 to count-1 …
-	Hash   string  `json:"fnv1a"` // … and FNV-1a of their samples, 8 bytes each
+	Count  int64   `json:"count"`  // positions 0 to count-1 …
+	Hash   string  `json:"sha256"` // … and SHA-256 of their samples, 8 bytes each
 }
 
 func makeVectors(t *testing.T) vectors {
@@ -58,23 +60,13 @@ func makeVectors(t *testing.T) vectors {
 		v.Keys = append(v.Keys, kv)
 		for _, n := range []int64{0, 1, 2, 3, 10, 1000, 65536, 1_281_167, 1<<32 + 1, MaxSamples} {
 			for _, m := range []Mode{Global, Window(1, 1), Window(7, 3), Window(1000, 16), Window(MaxSamples, 1)} {
-				o, err := New(n, NewKey(k.d, k.seed, k.epoch), m)
-				if err != nil {
-					t.Fatal(err)
-				}
-				e := vector{Digest: kv.Digest, Seed: kv.Seed, Epoch: kv.Epoch, N: n, Mode: m.String(), At: []int64{}, Sample: []int64{}, Count: min(n, 2000)}
-				for _, p := range []int64{0, 1, 2, n / 3, n / 2, n - 2, n - 1} {
-					if p >= 0 && p < n {
-						e.At, e.Sample = append(e.At, p), append(e.Sample, o.At(p))
-					}
-				}
-				h := uint64(0xcbf29ce484222325)
-				for p := range e.Count {
-					h = hash(h, uint64(o.At(p)))
-				}
-				e.Hash = fmt.Sprintf("%016x", h)
-				v.Orders = append(v.Orders, e)
+				v.Orders = append(v.Orders, makeVector(t, k.d, k.seed, k.epoch, n, m, min(n, 2000)))
 			}
+		}
+	}
+	for _, n := range []int64{1_281_167, 1<<40 + 1} {
+		for _, m := range []Mode{Global, Window(5000, 16)} {
+			v.Orders = append(v.Orders, makeVector(t, digest(5), 2026, 3, n, m, 1_000_000))
 		}
 	}
 	for _, c := range cursors() {
@@ -82,6 +74,31 @@ func makeVectors(t *testing.T) vectors {
 	}
 	good := v.Cursors[0]
 	v.Bad = []string{"", good + ";", good + " ", good[1:] + "x", "@1" + good[10:], "a@0" + good[10:], "a/@1" + good[10:], "../a@1" + good[10:], good[:len(good)-1], "a@01" + good[10:]}
+	return v
+}
+
+func makeVector(t *testing.T, d catalog.Digest, seed, epoch uint64, n int64, m Mode, count int64) vector {
+	t.Helper()
+	o, err := New(n, NewKey(d, seed, epoch), m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := vector{
+		Digest: hex.EncodeToString(d[:]), Seed: strconv.FormatUint(seed, 10), Epoch: strconv.FormatUint(epoch, 10),
+		N: n, Mode: m.String(), At: []int64{}, Sample: []int64{}, Count: count,
+	}
+	for _, p := range []int64{0, 1, 2, n / 3, n / 2, n - 2, n - 1} {
+		if p >= 0 && p < n {
+			v.At, v.Sample = append(v.At, p), append(v.Sample, o.At(p))
+		}
+	}
+	h := sha256.New()
+	for p := range count {
+		var b [8]byte
+		binary.LittleEndian.PutUint64(b[:], uint64(o.At(p)))
+		h.Write(b[:])
+	}
+	v.Hash = hex.EncodeToString(h.Sum(nil))
 	return v
 }
 
