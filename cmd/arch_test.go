@@ -42,6 +42,8 @@ var layers = map[string][]string{
 	"sdk/ckpt":              {"sdk/wire", "catalog"},
 	"sdk/bundle":            {"sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
 
+	"datasets/source": {"shardwriter/shardfile", "catalog"},
+
 	// Drivers: what only a program, or a test, plugs in.
 	"remotetier/s3/bucket":    {"catalog"},
 	"remotetier/s3":           {"remotetier", "remotetier/plain", "remotetier/s3/bucket", "catalog"},
@@ -86,7 +88,7 @@ var foreign = map[string][]string{
 	"github.com/cloudwego/hertz/":      {"ckptd"},
 	"github.com/nats-io/":              {"catalog/natscatalog", "cmd/ckptd", "cmd/ckpt/bench"},
 	"github.com/klauspost/reedsolomon": {"remotetier", "cmd/ckpt/bench"},
-	"github.com/klauspost/compress/":   {"ckptd", "remotetier/planes", "cmd/ckpt/bench"},
+	"github.com/klauspost/compress/":   {"ckptd", "remotetier/planes", "datasets/source", "cmd/ckpt/bench"},
 	"github.com/minio/minio-go/v7":     {"remotetier/s3/bucket", "remotetier/s3/s3test"},
 	"github.com/zeebo/blake3":          {"datasets/pack", "datasets/index", "datasets/order", "remotetier", "cmd/ckpt/bench", "cmd/ckptd"},
 	"github.com/spf13/cobra":           {"cmd/ckpt", "cmd/ckptd", "cmd/ckpt/bench"},
