@@ -37,6 +37,7 @@ func newRoot(a *app) *cobra.Command {
 		newStatusCmd(a), newLsCmd(a), newShowCmd(a), newSaveCmd(a), newRestoreCmd(a), newVerifyCmd(a), newWhyCmd(a),
 		newPruneCmd(a), newRmCmd(a), newPinCmd(a, true), newPinCmd(a, false), newTagCmd(a), newWaitCmd(a), newWatchCmd(a),
 		newDiffCmd(a), newExportCmd(a), newImportCmd(a), newPolicyCmd(a), newCatalogCmd(a), newNodeCmd(a), newTargetCmd(a), newRepairCmd(a), newScrubCmd(a),
+		newDatasetCmd(a),
 		newBenchCmd(a), newBenchWorkerCmd(a),
 	)
 	root.Long = `ckpt looks at checkpoints and acts on them, through the ckptd daemon of this node.

@@ -24,7 +24,7 @@ import (
 
 // Options of a run; the zero value works.
 type Options struct {
-	Suite  string       // save, restore, drain, fabric, repair, catalog or all; default all
+	Suite  string       // save, restore, drain, fabric, repair, catalog, order or all; default all
 	Size   int64        // bytes of a checkpoint, default 1 GiB
 	Pairs  int          // of product and yardstick, default 5
 	Dir    string       // on the disk to measure; default below the user's cache directory
@@ -48,7 +48,7 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	switch {
 	case o.Suite != "all" && !slices.ContainsFunc(suites, func(s suite) bool { return s.name == o.Suite }):
-		return o, fmt.Errorf("bench %q: %w: want save, restore, drain, fabric, repair, catalog, all or model", o.Suite, catalog.ErrInvalid)
+		return o, fmt.Errorf("bench %q: %w: want save, restore, drain, fabric, repair, catalog, order, all or model", o.Suite, catalog.ErrInvalid)
 	case o.Size < 16<<20 || o.Size%(4<<20) != 0:
 		return o, fmt.Errorf("size %d: %w: want a multiple of 4 MiB, at least 16 MiB", o.Size, catalog.ErrInvalid)
 	case o.Pairs < 1 || o.Pairs > 1000:
@@ -64,7 +64,7 @@ type suite struct {
 	run  func(context.Context, *bench) error
 }
 
-var suites = []suite{{"save", benchSave}, {"restore", benchRestore}, {"drain", benchDrain}, {"fabric", benchFabric}, {"repair", benchRepair}, {"catalog", benchCatalog}}
+var suites = []suite{{"save", benchSave}, {"restore", benchRestore}, {"drain", benchDrain}, {"fabric", benchFabric}, {"repair", benchRepair}, {"catalog", benchCatalog}, {"order", benchOrder}}
 
 // Report is what a run found.
 type Report struct {
@@ -114,6 +114,8 @@ var goals = map[string]struct {
 	"daemon.memory":         {"B", 256 << 20, "lower"},
 	"catalog.latest":        {"s", 0.005, "lower"},
 	"catalog.list":          {"s", 0.050, "lower"},
+	"order.index":           {"ns", 300, "lower"},
+	"order.index.window":    {"ns", 300, "lower"},
 	"compress.ratio":        {"", 0, "lower"}, // without a reach: reported only
 	"compress.encode":       {"B/s", 0, "higher"},
 	"compress.decode":       {"B/s", 0, "higher"},

@@ -1,0 +1,9 @@
+package main
+
+import "github.com/spf13/cobra"
+
+func newDatasetCmd(a *app) *cobra.Command {
+	return group("dataset", "Training data: immutable versions, kept in packs, read in a shuffled order",
+		newDatasetShuffleCmd(a),
+	)
+}
