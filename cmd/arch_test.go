@@ -59,8 +59,9 @@ var layers = map[string][]string{
 	"remotetier/posix":        {"remotetier", "remotetier/plain", "localtier/vfs", "catalog"},
 
 	// The daemon and the programs.
+	"ckptd/packs": {"restore", "localtier", "catalog"},
 	"ckptd": {
-		"restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
+		"ckptd/packs", "restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
 		"remotetier", "remotetier/stripe", "remotetier/planes", "sdk/wire", "catalog",
 	},
 	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/posix", "remotetier/s3", "remotetier/s3/bucket", "remotetier/target", "remotetier/fabric", "remotetier/fabric/ofi", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "remotetier/traffic", "sdk/wire", "catalog"},

@@ -32,6 +32,7 @@ type Usage struct {
 	Quarantined int64 // by blobs put aside
 	Free        int64 // what Reserve could give, by quota and by file systems
 	Disks       []DiskUsage
+	ToHigh      int64 // what fits before it is over the high water
 	High        bool  // over the high water: the evictor should run
 	EvictBytes  int64 // how much to remove to get under the low water; 0 unless High
 }
@@ -91,6 +92,7 @@ func (t *Tier) Usage() Usage {
 		u.Disks = append(u.Disks, du)
 	}
 	// A full file system counts like a full quota, whoever filled it.
+	u.ToHigh = max(0, int64(t.opt.HighWater*float64(u.Quota))-(u.Quota-u.Free))
 	if full := u.Quota - u.Free; float64(full) > t.opt.HighWater*float64(u.Quota) {
 		u.High = true
 		u.EvictBytes = min(u.Used, full-int64(t.opt.LowWater*float64(u.Quota)))
