@@ -58,6 +58,9 @@ var layers = map[string][]string{
 	"fuse":                    {"catalog"},
 	"remotetier/posix":        {"remotetier", "remotetier/plain", "localtier/vfs", "catalog"},
 
+	// What a mount shows, over what the daemon has.
+	"ckptd/tree": {"fuse", "datasets/index", "datasets/order", "datasets/tarview", "catalog"},
+
 	// The daemon and the programs.
 	"ckptd/packs": {"restore", "localtier", "catalog"},
 	"ckptd": {

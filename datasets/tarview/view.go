@@ -34,7 +34,6 @@ const ending = 2 * block
 
 // View is the tar of one share of an epoch.
 type View struct {
-	src   Source
 	order Order
 	share Share
 	count int64
@@ -47,7 +46,7 @@ func New(ctx context.Context, src Source, order Order, share Share) (*View, erro
 	if err := share.Check(n); err != nil {
 		return nil, err
 	}
-	v := &View{src: src, order: order, share: share, count: share.Count(n)}
+	v := &View{order: order, share: share, count: share.Count(n)}
 	strides := (v.count + stride - 1) / stride
 	v.sums = make([]int64, strides+1)
 	var next atomic.Int64
@@ -63,7 +62,7 @@ func New(ctx context.Context, src Source, order Order, share Share) (*View, erro
 				for i := s * stride; i < min(v.count, (s+1)*stride); i++ {
 					var span int64
 					var err error
-					if span, members, err = v.span(i, members); err != nil {
+					if span, members, err = v.span(src, i, members); err != nil {
 						return err
 					}
 					sum += span
@@ -86,9 +85,9 @@ func New(ctx context.Context, src Source, order Order, share Share) (*View, erro
 }
 
 // span is the size of the i-th sample in the tar.
-func (v *View) span(i int64, into []Member) (span int64, members []Member, err error) {
+func (v *View) span(src Source, i int64, into []Member) (span int64, members []Member, err error) {
 	sample := v.order.At(v.share.position(i))
-	members, err = v.src.Members(sample, into[:0])
+	members, err = src.Members(sample, into[:0])
 	if err != nil {
 		return 0, members, fmt.Errorf("sample %d: %w", sample, err)
 	}
@@ -118,12 +117,14 @@ type place struct{ i, off int64 }
 // Reader reads a view. Many goroutines may use one.
 type Reader struct {
 	v    *View
+	src  Source
 	data Data
 	last atomic.Pointer[place] // where the last read ended
 }
 
-// Reader reads the view's bytes from data.
-func (v *View) Reader(data Data) *Reader { return &Reader{v: v, data: data} }
+// Reader reads the view's bytes from data. src is what New was given, or the
+// same once more: a view does not keep it.
+func (v *View) Reader(src Source, data Data) *Reader { return &Reader{v: v, src: src, data: data} }
 
 // begin is a sample from which walking on meets off.
 func (r *Reader) begin(off int64) place {
@@ -153,7 +154,7 @@ func (r *Reader) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	for at.i < v.count && !out.full() {
 		var span int64
 		var err error
-		if span, members, err = v.span(at.i, members); err != nil {
+		if span, members, err = v.span(r.src, at.i, members); err != nil {
 			return out.n, err
 		}
 		if at.off+span <= off {

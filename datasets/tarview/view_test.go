@@ -76,7 +76,7 @@ func whole(t testing.TB, src made, o Order, share Share) []byte {
 		t.Fatal(err)
 	}
 	b := make([]byte, v.Size())
-	if n, err := v.Reader(src).ReadAt(t.Context(), b, 0); err != nil || n != len(b) {
+	if n, err := v.Reader(src, src).ReadAt(t.Context(), b, 0); err != nil || n != len(b) {
 		t.Fatalf("read the whole tar = %d, %v; want %d", n, err, len(b))
 	}
 	return b
@@ -168,7 +168,7 @@ func TestAnyOffset(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := v.Reader(src)
+	r := v.Reader(src, src)
 	rnd := rand.New(rand.NewPCG(1, 2))
 	check := func(r *Reader, off, n int) {
 		t.Helper()
@@ -184,7 +184,7 @@ func TestAnyOffset(t *testing.T) {
 	}
 	for range 2000 {
 		check(r, rnd.IntN(len(want)), rnd.IntN(9000))
-		check(v.Reader(src), rnd.IntN(len(want)), rnd.IntN(9000))
+		check(v.Reader(src, src), rnd.IntN(len(want)), rnd.IntN(9000))
 	}
 	for off := 0; off < len(want); off += 4096 { // as a plain reader does
 		check(r, off, 4096)
