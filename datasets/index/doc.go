@@ -5,7 +5,8 @@
 // What it promises (contract number in brackets):
 //
 //  1. An Index is used in place, from a read-only mapping: Open reads 4 KiB of
-//     it, and no method allocates in proportion to the number of entries [9].
+//     it, and no method but Check allocates in proportion to the number of
+//     entries [9].
 //  2. The same content added in any order gives the same bytes and the same
 //     digest, as long as the packs are the same [8].
 //  3. Hostile bytes are data: each part is checked when it is used. Whatever

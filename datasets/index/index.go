@@ -14,6 +14,7 @@ import (
 
 // Index reads the bytes of an index in place. It is safe for concurrent use.
 type Index struct {
+	whole  []byte
 	facts  Facts
 	part   [sections][]byte
 	sums   [sections]uint32
@@ -45,7 +46,7 @@ func Open(b []byte) (*Index, error) {
 	if entries < 1 || entries > MaxEntries || files >= entries || total > 1<<62 || samples > MaxSamples || packs > MaxPacks {
 		return nil, corrupt("%d entries, %d files, %d bytes, %d samples, %d packs", entries, files, total, samples, packs)
 	}
-	x := &Index{facts: Facts{
+	x := &Index{whole: b, facts: Facts{
 		Entries: int(entries), Files: int64(files), Bytes: int64(total), Samples: int64(samples), Packs: int(packs),
 		Digest: catalog.Digest(h[64:96]), Size: int64(len(b)),
 	}}
