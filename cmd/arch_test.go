@@ -42,6 +42,7 @@ var layers = map[string][]string{
 	"sdk/ckpt":              {"sdk/wire", "catalog"},
 	"sdk/bundle":            {"sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
 
+	"datasets":        {"datasets/source", "datasets/pack", "datasets/index", "catalog"},
 	"datasets/source": {"shardwriter/shardfile", "catalog"},
 
 	// Drivers: what only a program, or a test, plugs in.

@@ -118,6 +118,29 @@ func (w *Writer) Append(r io.Reader, size int64, stamp uint64) (Record, error) {
 	return rec, nil
 }
 
+// Add copies p into the pack; rec is what a Sum says of it, with the stamp. It
+// is for those who had to know the hash before.
+func (w *Writer) Add(p []byte, rec Record) (Record, error) {
+	size := int64(len(p))
+	if rec.Size != size || size == 0 {
+		return Record{}, fmt.Errorf("add record to a pack: %w: %d bytes, the record says %d", catalog.ErrInvalid, size, rec.Size)
+	}
+	if w.done || !w.Fits(size) {
+		return Record{}, fmt.Errorf("add record of %d bytes to a pack: %w: it has %d of %d", size, catalog.ErrNoSpace, w.Size(), w.limit)
+	}
+	if err := w.put(p, w.at); err != nil {
+		return Record{}, err
+	}
+	rec.Offset = w.at
+	end := w.at + size
+	var pad [Align]byte
+	if err := w.put(pad[:aligned(end)-end], end); err != nil {
+		return Record{}, err
+	}
+	w.at, w.bytes, w.records = aligned(end), w.bytes+size, append(w.records, rec)
+	return rec, nil
+}
+
 // errMore is what atEnd says of a source that goes on.
 var errMore = errors.New("more bytes than announced")
 

@@ -1,0 +1,62 @@
+package datasets
+
+import (
+	"context"
+	"io"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/datasets/index"
+)
+
+// Store keeps the packs and versions of one dataset.
+type Store interface {
+	// Base gives the newest version, nil when there is none. It is kept from being
+	// removed until Close.
+	Base(ctx context.Context) (*Base, error)
+	// Packs lists the committed packs of the dataset, newest first.
+	Packs(ctx context.Context) ([]Stored, error)
+	// OpenPack opens a committed pack, which is kept until Close.
+	OpenPack(ctx context.Context, set catalog.SetID) (Blob, error)
+	// PutPack commits a pack, and returns when it is durable.
+	PutPack(ctx context.Context, b Put) (Stored, error)
+	// PutVersion commits an index as the next version, and returns when it is
+	// durable. ErrConflict when another import was faster.
+	PutVersion(ctx context.Context, b Put) (catalog.SetID, error)
+}
+
+// Base is the newest version of a dataset.
+type Base struct {
+	Set   catalog.SetID // its step is the version's number
+	Index []byte        // mapped until Close
+	Close func() error
+}
+
+// Blob is a committed blob, opened. Its bytes are checked as they are read.
+type Blob interface {
+	io.ReaderAt
+	Size() int64
+	Close() error
+}
+
+// Stored is a committed pack.
+type Stored struct {
+	Set  catalog.SetID
+	Size int64
+	Root catalog.Digest
+	Meta map[string]string // as PutPack got it
+}
+
+func (s Stored) pack(raw bool) index.Pack {
+	return index.Pack{Set: s.Set, Size: s.Size, Root: s.Root, Raw: raw}
+}
+
+// Put is a blob to be committed.
+type Put struct {
+	File string // what it is called
+	Size int64
+	// Data gives the bytes; several goroutines may ask for parts, each once, and
+	// the parts are asked for in the order of their offsets.
+	Data io.ReaderAt
+	// Meta is asked for when all bytes were read.
+	Meta func() map[string]string
+}
