@@ -179,7 +179,12 @@ func (n *Node) routes(h *server.Hertz, network bool) {
 	r.post("/v1/scrub", n.postScrub)
 	r.post("/v1/catalog/rebuild", n.postRebuild)
 	r.post("/v1/catalog/fsck", n.postFsck)
+	r.post("/v1/dataset/warm", n.postWarm)
+	r.get("/v1/dataset/locate", n.getDatasetPlaces)
+	r.get("/v1/dataset/settings", n.getDatasetSettings)
+	r.post("/v1/dataset/settings", n.postDatasetSettings)
 	if network {
+		n.packRoutes(r)
 		n.peerRoutes(r)
 	}
 }

@@ -16,11 +16,24 @@ func (n *Node) evictOnce(ctx context.Context) error {
 	if !u.High {
 		return nil
 	}
-	freed, err := n.evict(ctx, u.EvictBytes)
+	freed, err := n.makeRoom(ctx, u.EvictBytes)
 	if err == nil && freed < u.EvictBytes {
 		err = fmt.Errorf("%w: the local tier is above its high-water mark and only %d of %d bytes were safe to evict; prune sets, or wait for the drain", catalog.ErrNoSpace, freed, u.EvictBytes)
 	}
 	return err
+}
+
+// makeRoom frees need bytes, copies of packs first: they can be had again.
+func (n *Node) makeRoom(ctx context.Context, need int64) (int64, error) {
+	freed, err := n.packs.Free(ctx, need)
+	if err != nil {
+		n.log.Warn("cached packs stay", "err", err)
+	}
+	if freed >= need {
+		return freed, nil
+	}
+	more, err := n.evict(ctx, need-freed)
+	return freed + more, err
 }
 
 // evict drops local copies until need bytes are free, oldest first, and only

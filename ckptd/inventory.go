@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/ckptd/packs"
 )
 
 // inventory is what this node's disks hold and what it has stated about it.
@@ -225,6 +226,9 @@ func (v *inventory) backlog() (shards int, bytes int64) {
 // takeStock reads the local tier into the inventory.
 func (n *Node) takeStock() {
 	for info := range n.local.List("") {
+		if packs.Is(info.Name) {
+			continue
+		}
 		dir, file, ok := cutLast(info.Name)
 		if !ok || !strings.HasSuffix(file, ".safetensors") {
 			continue

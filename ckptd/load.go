@@ -54,6 +54,9 @@ func (s *session) load(ctx context.Context, m *wire.Message, fds []*os.File) err
 	default:
 		return fmt.Errorf("load %v: %w: from %q; want local, peer or remote", m.Set, catalog.ErrInvalid, m.From)
 	}
+	if isPack(m.Set) && m.From == "" {
+		return s.loadPack(ctx, m, fds)
+	}
 	s.last.hold()
 	defer s.last.release()
 	shard, known, err := s.find(ctx, m)

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/ckptd/packs"
 	"github.com/ckptd/ckptd/localtier"
 	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/restore"
@@ -43,6 +44,7 @@ type Config struct {
 	Insecure bool     // allow Listen off loopback without TLS and token
 	UIDs     []uint32 // users besides the daemon's own and root that may use the socket; their group must be able to open it
 
+	Cache       int64         // most bytes of copies of packs, default half of the local tier
 	MaxSessions int           // connections of SDKs, default 4096
 	Layout      string        // default layout of runs, "k+m"; "" by the number of targets
 	Unit        int64         // stripe unit, bytes; default 1 MiB
@@ -127,10 +129,18 @@ type Node struct {
 		sync.Mutex
 		of map[restore.ShardRef]int
 	}
-	recalled atomic.Bool // see recall
-	tgt      targetUse   // of the remote tier
-	repair   repair
-	scrub    scrub
+	recalled  atomic.Bool // see recall
+	tgt       targetUse   // of the remote tier
+	repair    repair
+	scrub     scrub
+	packs     *packs.Cache
+	packWaits chan struct{} // a token a request of another node that waits for a pack
+	versions  struct {
+		sync.Mutex
+		of      map[catalog.SetID]*Version
+		renewed time.Time
+	}
+	prefetch prefetch
 	stopping chan struct{} // closed when Run ends: long answers end
 }
 
@@ -164,6 +174,10 @@ func New(cfg Config, t Tiers) (*Node, error) {
 		return nil, err
 	}
 	n.takeStock()
+	n.packWaits = make(chan struct{}, maxPackWaits)
+	n.versions.of, n.versions.renewed = make(map[catalog.SetID]*Version), time.Now()
+	n.prefetch.init()
+	n.openCache()
 	return n, nil
 }
 
@@ -193,6 +207,8 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.loop(ctx, "scrub", n.kickScrub, scrubEvery, n.scrubOnce) })
 	g.Go(func() error { return n.loop(ctx, "collect", n.kickCollect, 10*time.Second, n.collectOnce) })
 	g.Go(func() error { return n.loop(ctx, "heartbeat", n.kickBeat, n.cfg.Heartbeat, n.beat) })
+	g.Go(func() error { return n.loop(ctx, "cache", newKick(), tidyEvery, n.tidyPacks) })
+	g.Go(func() error { return n.loop(ctx, "prefetch", n.prefetch.kick, prefetchEvery, n.prefetchOnce) })
 	g.Go(func() error { return n.follow(ctx) })
 	g.Go(func() error { return n.followTargets(ctx) })
 	g.Go(func() error { return n.probeTargets(ctx) })
@@ -202,6 +218,8 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	err = g.Wait()
 	n.finishing.Wait()
+	n.prefetch.wg.Wait()
+	n.packs.Close()
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}

@@ -236,7 +236,7 @@ func (n *Node) reserve(ctx context.Context, name string, size int64) (*localtier
 	}
 	var short *localtier.Shortage
 	if errors.As(err, &short) {
-		if _, eerr := n.evict(ctx, short.Short); eerr != nil {
+		if _, eerr := n.makeRoom(ctx, short.Short); eerr != nil {
 			n.log.Warn("no room, and eviction failed", "err", eerr)
 		}
 		if in, err = n.local.Reserve(ctx, name, size); errors.As(err, &short) {

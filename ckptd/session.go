@@ -30,6 +30,7 @@ type session struct {
 	leases []catalog.SetID
 	holder string // of this connection's leases
 	last   remembered
+	data   dataSession
 }
 
 // saveIdle is how long a save may stand still before its memory and its room
@@ -56,6 +57,7 @@ func (n *Node) session(ctx context.Context, c *net.UnixConn, uid uint32) error {
 	defer s.giveUp()
 	defer s.unlease()
 	defer s.last.forget()
+	defer s.data.close(n)
 	if err := c.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
 		return err
 	}
@@ -168,6 +170,12 @@ func (s *session) handle(ctx context.Context, m *wire.Message, payload []byte, f
 		return s.whileThere(ctx, func(ctx context.Context) error { return s.load(ctx, m, fds) })
 	case "lease":
 		return s.lease(ctx, m)
+	case "dataset":
+		return s.whileThere(ctx, func(ctx context.Context) error { return s.dataset(ctx, m) })
+	case "pack":
+		return s.whileThere(ctx, func(ctx context.Context) error { return s.pack(ctx, m) })
+	case "reader":
+		return s.reader(m)
 	}
 	return fmt.Errorf("message %q: %w: unknown type", m.T, catalog.ErrInvalid)
 }

@@ -61,6 +61,7 @@ func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
 			s.Backlog.DrainBytes += j.shard.Size
 		}
 	}
+	s.Cache = n.tellCache()
 	s.Repair = n.tellRepairing()
 	slices.Sort(s.Trouble)
 	return reply(c, s)
@@ -119,6 +120,7 @@ func (n *Node) getMetrics(_ context.Context, c *app.RequestContext) error {
 	counter("ckptd_arena_lent_bytes", "Bytes of the arena that are lent.", int64(a.Lent)*n.arena.SegmentSize())
 	counter("ckptd_arena_size_bytes", "Bytes of the arena.", a.Size)
 	counter("ckptd_trouble", "Things wrong now; `ckpt status` names them.", int64(len(n.troubles())))
+	n.cacheMetrics(counter)
 	n.targetMetrics(&b)
 	c.Data(http.StatusOK, "text/plain; version=0.0.4", []byte(b.String()))
 	return nil

@@ -65,7 +65,7 @@ var layers = map[string][]string{
 	// The daemon and the programs.
 	"ckptd/packs": {"restore", "localtier", "catalog"},
 	"ckptd": {
-		"ckptd/packs", "restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
+		"ckptd/packs", "datasets/index", "datasets/order", "remotetier/traffic", "restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
 		"remotetier", "remotetier/stripe", "remotetier/planes", "sdk/wire", "catalog",
 	},
 	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/posix", "remotetier/s3", "remotetier/s3/bucket", "remotetier/target", "remotetier/fabric", "remotetier/fabric/ofi", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "remotetier/traffic", "sdk/wire", "catalog"},

@@ -70,6 +70,9 @@ func (a *app) printStatus(w io.Writer, s *wire.Status) {
 			row("  target", targetLine(t))
 		}
 		row("backlog", fmt.Sprintf("%d votes, %d shards to drain (%s), %d to verify", s.Backlog.Votes, s.Backlog.Drain, size(s.Backlog.DrainBytes), s.Backlog.Verify))
+		k := s.Cache
+		row("cache", fmt.Sprintf("%s of %s in %s, %d hits, %d misses, %d evicted, %s from peers, %s from remote", size(k.Used), size(k.Settings.Cache),
+			plural(k.Copies, "pack", "packs"), k.Hits, k.Misses, k.Evicted, size(k.Peer), size(k.Remote)))
 		if s.Repair != "" {
 			row("repair", s.Repair)
 		}

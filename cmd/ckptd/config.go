@@ -45,6 +45,7 @@ type settings struct {
 	Arena       string   `toml:"arena"`
 	ArenaDir    string   `toml:"arena-dir"`
 	Quota       string   `toml:"quota"`
+	Cache       string   `toml:"cache"`
 	MaxSessions int      `toml:"max-sessions"`
 	Grace       string   `toml:"grace"`
 	Incomplete  string   `toml:"incomplete"`
@@ -82,6 +83,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.Arena, "arena", "", "shared memory for saves (default a quarter of memory, at most 8GiB)")
 	f.StringVar(&s.ArenaDir, "arena-dir", "", "directory of the arena, on a tmpfs (default below /dev/shm)")
 	f.StringVar(&s.Quota, "quota", "", "most bytes of the local tier (default 90% of its file systems)")
+	f.StringVar(&s.Cache, "cache", "", "most bytes of copies of datasets' packs, within --quota (default half of it)")
 	f.IntVar(&s.MaxSessions, "max-sessions", 4096, "connections of SDKs at one time")
 	f.StringVar(&s.Grace, "grace", "5m", "time between a prune and the removal of bytes")
 	f.StringVar(&s.Incomplete, "incomplete", "1h", "abort sets still being written after this long")

@@ -169,6 +169,9 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 	if s.NATS != "" {
 		cfg.NATS = s.NATS
 	}
+	if cfg.Cache, err = parseSize("cache", s.Cache); err != nil {
+		return cfg, err
+	}
 	return cfg, nil
 }
 

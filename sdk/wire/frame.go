@@ -63,6 +63,16 @@ type Message struct {
 	Degraded []string   `json:"degraded,omitempty"`
 	Seconds  int        `json:"seconds,omitempty"`
 
+	Ref       string `json:"ref,omitempty"`
+	Pack      int    `json:"pack,omitempty"`
+	Complete  bool   `json:"complete,omitempty"`
+	ID        string `json:"id,omitempty"`
+	Order     *Order `json:"order,omitempty"`
+	At        int64  `json:"at,omitempty"`
+	Ahead     int    `json:"ahead,omitempty"`
+	Lookahead int64  `json:"lookahead,omitempty"`
+	Cache     *Cache `json:"cache,omitempty"`
+
 	FDs int `json:"fds,omitempty"`
 
 	Code string `json:"code,omitempty"`

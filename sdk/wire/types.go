@@ -124,6 +124,7 @@ type Status struct {
 		DrainBytes int64 `json:"drain_bytes"` // bytes
 		Verify     int   `json:"verify"`
 	} `json:"backlog"`
+	Cache   Cache    `json:"cache"`            // of packs of datasets
 	Repair  string   `json:"repair,omitempty"` // what is being mended on the remote tier, one sentence
 	Trouble []string `json:"trouble"`          // anything wrong, one sentence each; empty is healthy
 }

@@ -1,0 +1,175 @@
+package ckptd
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/ckptd/packs"
+	"github.com/ckptd/ckptd/restore"
+)
+
+// Packs of datasets, and their indexes, are sets of one raw shard. A node that
+// did not write one keeps a copy in its cache (package packs). Each is fetched
+// from the remote tier by one node of the cluster, which is found by a
+// rendezvous hash over the nodes that live; the others ask that one, also
+// while it is still fetching.
+
+func (n *Node) openCache() {
+	n.packs = packs.New(packs.Options{
+		Local: n.local, Quota: n.cfg.Cache, Log: n.log, Sources: n.packSources,
+		Bad: func(ctx context.Context, ref restore.ShardRef, cause error) {
+			if err := n.localBad(ctx, ref.Set, ref.Rank, cause); err != nil {
+				n.log.Debug("quarantine", "err", err)
+			}
+		},
+	})
+}
+
+// OpenPack opens the one shard of a committed raw set, wherever its bytes are.
+// The caller closes the handle.
+func (n *Node) OpenPack(ctx context.Context, id catalog.SetID) (*packs.Handle, error) {
+	ref, err := n.packRef(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return n.packs.Open(ctx, ref)
+}
+
+// packRef asks the catalog for size and root of a raw set's shard.
+func (n *Node) packRef(ctx context.Context, id catalog.SetID) (restore.ShardRef, error) {
+	where, err := n.locatePack(ctx, id)
+	return where.ref, err
+}
+
+func (n *Node) locatePack(ctx context.Context, id catalog.SetID) (location, error) {
+	rec, ok := n.cat.KnownSet(id)
+	if !ok {
+		var err error
+		if rec, err = n.cat.Resolve(ctx, id.Ref()); err != nil {
+			return location{}, err
+		}
+	}
+	if rec.State != catalog.Committed {
+		return location{}, fmt.Errorf("%v: %w: it is %s", id, fs.ErrNotExist, rec.State)
+	}
+	if rec.World != 1 {
+		return location{}, fmt.Errorf("%v: %w: it has %d shards; a pack has one", id, catalog.ErrInvalid, rec.World)
+	}
+	return n.locate(ctx, rec, 0)
+}
+
+// askedPeers bounds the nodes that are asked whether they have a pack before
+// the remote tier is.
+const askedPeers = 4
+
+// packSources finds who has a pack: nodes that wrote it, then the one whose
+// task it is to fetch it, then the remote tier.
+func (n *Node) packSources(ctx context.Context, ref restore.ShardRef, firstHand bool) ([]packs.Source, func(), error) {
+	where, err := n.locatePack(ctx, ref.Set)
+	if err != nil {
+		return nil, nil, err
+	}
+	if where.ref.Root != ref.Root || where.ref.Size != ref.Size {
+		return nil, nil, fmt.Errorf("%v: %w: the catalog knows another root or size", ref, catalog.ErrCorrupt)
+	}
+	plan := packPlan{self: n.cfg.Name, key: ref.Set.String(), firstHand: firstHand}
+	addr := map[string]string{}
+	for _, p := range where.peers {
+		if n.alive(p) {
+			addr[p.Name] = p.Addr
+			plan.holders = append(plan.holders, p.Name)
+		}
+	}
+	known, _ := n.cat.Nodes(ctx) // with the catalog away those it knows of
+	for _, p := range known {
+		if n.alive(p) && p.Addr != "" {
+			addr[p.Name] = p.Addr
+			plan.live = append(plan.live, p.Name)
+		}
+	}
+	done := func() {}
+	var out []packs.Source
+	for _, step := range plan.order() {
+		switch {
+		case step.node != "":
+			out = append(out, &packPeer{n: n, node: step.node, addr: addr[step.node], ref: ref, fetch: step.fetch})
+		case where.place != nil && n.remote != nil:
+			src := &remoteSource{n: n, place: *where.place}
+			done = src.close
+			out = append(out, &packRemote{src: src, ref: ref})
+		}
+	}
+	return out, done, nil
+}
+
+// packPlan decides who is asked for a pack.
+type packPlan struct {
+	self, key     string
+	live, holders []string // nodes, without order; holders wrote the pack and have it
+	firstHand     bool     // another node waits for it: ask nobody who would wait in turn
+}
+
+// packStep is one to ask: a node, or the remote tier.
+type packStep struct {
+	node  string // "" is the remote tier
+	fetch bool   // it is asked to fetch what it does not have
+}
+
+// order is pure. Those before this node in the rendezvous order are asked to
+// fetch the pack; when they are all away it is this node's turn, which then
+// takes it from the remote tier, unless one of the next ones has it already.
+func (p packPlan) order() (steps []packStep) {
+	asked := map[string]bool{p.self: true}
+	add := func(node string, fetch bool) {
+		if !asked[node] {
+			asked[node] = true
+			steps = append(steps, packStep{node, fetch})
+		}
+	}
+	for _, node := range packs.Rank(p.key, p.holders) {
+		add(node, false)
+	}
+	ranked := packs.Rank(p.key, append([]string{p.self}, p.live...))
+	turn := 0 // this node's place
+	for i, node := range ranked {
+		if node == p.self {
+			turn = i
+			break
+		}
+		if !p.firstHand && i < askedPeers {
+			add(node, true)
+		}
+	}
+	more := askedPeers
+	for i, node := range ranked {
+		if (p.firstHand || i > turn) && more > 0 && node != p.self {
+			add(node, false)
+			more--
+		}
+	}
+	return append(steps, packStep{})
+}
+
+// tidyEvery is how often copies are held against the catalog.
+const tidyEvery = time.Minute
+
+// tidyPacks drops copies of sets that the catalog knows no more, and keeps the
+// leases of versions that are open.
+func (n *Node) tidyPacks(ctx context.Context) error {
+	if err := n.cat.Sync(ctx); err != nil {
+		return err
+	}
+	for _, id := range n.packs.Copies() {
+		if rec, ok := n.cat.KnownSet(id); ok && rec.State == catalog.Committed {
+			continue
+		}
+		if err := n.packs.Remove(ctx, id); err != nil {
+			return err
+		}
+		n.log.Info("cached pack dropped: its set is no more", "set", id.String())
+	}
+	return n.renewVersions(ctx)
+}

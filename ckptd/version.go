@@ -1,0 +1,210 @@
+package ckptd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/ckptd/packs"
+	"github.com/ckptd/ckptd/datasets/index"
+	"github.com/ckptd/ckptd/restore"
+)
+
+// Version is a dataset's version that somebody has open: its index is on this
+// node's disk, checked and mapped, and a lease keeps it from being pruned.
+type Version struct {
+	Set   catalog.SetID
+	Index *index.Index
+
+	n     *Node
+	index *packs.Handle
+	mem   []byte
+	users int           // under Node.versions
+	ready chan struct{} // closed when it is open, or err is set
+	err   error
+}
+
+// versionLease is how long a version is leased at a time; it is renewed.
+const versionLease = 6 * time.Hour
+
+// datasetRef reads NAME@3, NAME@latest or NAME.
+func datasetRef(s string) (catalog.Ref, error) {
+	if !strings.Contains(s, "@") {
+		s += "@latest"
+	}
+	if strings.HasPrefix(s, "_") {
+		return catalog.Ref{}, fmt.Errorf("dataset %.200q: %w: names that begin with _ are ckptd's own", s, catalog.ErrInvalid)
+	}
+	return catalog.ParseRef("_datasets/" + s)
+}
+
+// OpenVersion opens a dataset's version by reference: NAME@3, NAME@latest, or
+// NAME. The index comes to this node's disk first. Many openers share one.
+func (n *Node) OpenVersion(ctx context.Context, ref string) (*Version, error) {
+	r, err := datasetRef(ref)
+	if err != nil {
+		return nil, err
+	}
+	rec, err := n.cat.Resolve(ctx, r)
+	if err != nil {
+		return nil, fmt.Errorf("dataset %s: %w", ref, err)
+	}
+	v, err := n.openVersion(ctx, rec.SetID)
+	if err != nil {
+		return nil, fmt.Errorf("dataset %s: %w", ref, err)
+	}
+	return v, nil
+}
+
+func (n *Node) openVersion(ctx context.Context, id catalog.SetID) (*Version, error) {
+	for {
+		n.versions.Lock()
+		v := n.versions.of[id]
+		mine := v == nil
+		if mine {
+			v = &Version{Set: id, n: n, ready: make(chan struct{})}
+			n.versions.of[id] = v
+		}
+		v.users++
+		n.versions.Unlock()
+		if mine {
+			v.err = v.open(ctx)
+			close(v.ready)
+		}
+		select {
+		case <-v.ready:
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), v.Close())
+		}
+		if v.err == nil {
+			return v, nil
+		}
+		err := errors.Join(v.err, v.Close())
+		if mine || ctx.Err() != nil || !errors.Is(v.err, context.Canceled) {
+			return nil, err
+		} // else the one who opened it left
+	}
+}
+
+// holdVersion is one more use of a version that is open; an error when it was
+// closed meanwhile.
+func (n *Node) holdVersion(v *Version) (*Version, error) {
+	n.versions.Lock()
+	defer n.versions.Unlock()
+	if v.users == 0 {
+		return nil, fs.ErrClosed
+	}
+	v.users++
+	return v, nil
+}
+
+func (v *Version) holder() string { return fmt.Sprintf("%s-versions-%d", v.n.cfg.Name, os.Getpid()) }
+
+func (v *Version) lease(ctx context.Context) error {
+	err := v.n.cat.Lease(ctx, v.Set, v.holder(), time.Now().Add(versionLease))
+	if errors.Is(err, catalog.ErrUnavailable) { // nothing can be pruned either
+		return nil
+	}
+	return err
+}
+
+func (v *Version) open(ctx context.Context) (err error) {
+	if err := v.lease(ctx); err != nil {
+		return err
+	}
+	if v.index, err = v.n.OpenPack(ctx, v.Set); err != nil {
+		return err
+	}
+	if err := v.index.Wait(ctx); err != nil {
+		return fmt.Errorf("index: %w", err)
+	}
+	f, err := v.index.Lend(ctx)
+	if err != nil {
+		return fmt.Errorf("index: %w", err)
+	}
+	defer f.Close()
+	size := v.index.Size()
+	if size > 0 {
+		if v.mem, err = unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED); err != nil {
+			return fmt.Errorf("map index: %w", err)
+		}
+	}
+	v.Index, err = index.Open(v.mem)
+	return err
+}
+
+// File is a new descriptor of the whole, checked index.
+func (v *Version) File(ctx context.Context) (*os.File, error) { return v.index.Lend(ctx) }
+
+// PackRef is the shard that pack i of the version is.
+func (v *Version) PackRef(i int) (restore.ShardRef, error) {
+	if i < 0 || i >= v.Index.Packs() {
+		return restore.ShardRef{}, fmt.Errorf("%v: %w: no pack %d, it has %d", v.Set, catalog.ErrInvalid, i, v.Index.Packs())
+	}
+	p, err := v.Index.Pack(i)
+	return restore.ShardRef{Set: p.Set, Size: p.Size, Root: p.Root}, err
+}
+
+// Pack opens pack i of the version. The caller closes the handle.
+func (v *Version) Pack(ctx context.Context, i int) (*packs.Handle, error) {
+	ref, err := v.PackRef(i)
+	if err != nil {
+		return nil, err
+	}
+	return v.n.packs.Open(ctx, ref)
+}
+
+// Close ends one use. The index must not be used after the last one.
+func (v *Version) Close() error {
+	v.n.versions.Lock()
+	v.users--
+	last := v.users == 0
+	if last && v.n.versions.of[v.Set] == v {
+		delete(v.n.versions.of, v.Set)
+	}
+	v.n.versions.Unlock()
+	if !last {
+		return nil
+	}
+	var err error
+	if v.mem != nil {
+		err = unix.Munmap(v.mem)
+	}
+	if v.index != nil {
+		err = errors.Join(err, v.index.Close())
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if uerr := v.n.cat.Unlease(ctx, v.Set, v.holder()); uerr != nil {
+		v.n.log.Debug("lease left to run out", "set", v.Set.String(), "err", uerr)
+	}
+	return err
+}
+
+// renewVersions renews the leases of what is open.
+func (n *Node) renewVersions(ctx context.Context) error {
+	n.versions.Lock()
+	due := time.Since(n.versions.renewed) > versionLease/3
+	var open []*Version
+	if due {
+		for _, v := range n.versions.of {
+			open = append(open, v)
+		}
+		n.versions.renewed = time.Now()
+	}
+	n.versions.Unlock()
+	var errs error
+	for _, v := range open {
+		if err := v.lease(ctx); err != nil {
+			errs = errors.Join(errs, fmt.Errorf("lease of an open version: %w", err))
+		}
+	}
+	return errs
+}
