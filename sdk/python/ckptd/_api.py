@@ -22,20 +22,21 @@ def connect(socket: str | os.PathLike[str] | None = None) -> Client:
 def save(
     run: str, *, step: int, state: Any, rank: int | None = None, world_size: int | None = None,
     launch: str | None = None, metrics: Mapping[str, float] | None = None, allow_pickle: bool = False,
-    client: Client | None = None,
+    data: Any = None, client: Client | None = None,
 ) -> Handle:  # fmt: skip
     return (client or _default).save(
         run, step=step, state=state, rank=rank, world_size=world_size, launch=launch, metrics=metrics,
-        allow_pickle=allow_pickle,
+        allow_pickle=allow_pickle, data=data,
     )  # fmt: skip
 
 
 def load(
     ref: str, *, only: str | Iterable[str] | None = None, rank: int | str | None = None, device: Any = None,
-    check: bool = True, copy: bool = False, allow_pickle: bool = False, client: Client | None = None,
+    check: bool = True, copy: bool = False, allow_pickle: bool = False, data: Any = None,
+    client: Client | None = None,
 ) -> Any:  # fmt: skip
     return (client or _default).load(
-        ref, only=only, rank=rank, device=device, check=check, copy=copy, allow_pickle=allow_pickle
+        ref, only=only, rank=rank, device=device, check=check, copy=copy, allow_pickle=allow_pickle, data=data
     )
 
 

@@ -128,37 +128,40 @@ class Client:
     def save(
         self, run: str, *, step: int, state: Any, rank: int | None = None, world_size: int | None = None,
         launch: str | None = None, metrics: Mapping[str, float] | None = None, allow_pickle: bool = False,
+        data: Any = None,
     ) -> Handle:  # fmt: skip
         """Save this rank's state as its shard of RUN@STEP; returns as soon as training may go on.
 
         state: any nesting of dicts, lists and tuples of numpy arrays, torch tensors, jax arrays, numbers, strings,
         bytes and None. It may be changed the moment this returns. Tensors that share memory are written once.
         rank, world_size, launch: found by themselves under torchrun, SLURM or torch.distributed; alone otherwise.
+        data: a ckptd.data.Loader or Dataset; where the job is in its data is kept with the shard, for load(data=).
         metrics: numbers kept with the set, for `prune --keep-best`.
 
         Raises Invalid for what can never be saved, NoSpace, Exists, Fenced, Unavailable; then nothing is left behind.
         """
         return _save.save(
             self, run, step=step, state=state, rank=rank, world_size=world_size, launch=launch, metrics=metrics,
-            allow_pickle=allow_pickle,
+            allow_pickle=allow_pickle, data=data,
         )  # fmt: skip
 
     def load(
         self, ref: str, *, only: str | Iterable[str] | None = None, rank: int | str | None = None, device: Any = None,
-        check: bool = True, copy: bool = False, allow_pickle: bool = False,
+        check: bool = True, copy: bool = False, allow_pickle: bool = False, data: Any = None,
     ) -> Any:  # fmt: skip
         """The state that was saved as REF (RUN@STEP, RUN@latest, RUN@latest:LEVEL), in the same structure.
 
         only: dotted names or globs ("model.*"); the rest is neither read nor returned (None within lists and tuples).
         rank: whose shard; "all" for a list of them. By default this process's own rank when it is one of as many
         as saved; otherwise the ranks' dicts are merged, which they must allow: disjoint, or pieces of one tensor.
+        data: a ckptd.data.Loader or Dataset of the same version, which goes on where the job was (see save).
         device: where torch tensors and jax arrays go. check=False trusts the bytes of a local file.
         copy: arrays get memory of their own; otherwise they lie in a private mapping of the shard, writable.
 
         Raises NotFound, Corrupt (no good copy is left), Invalid, Unavailable.
         """
         return _load.load(
-            self, ref, only=only, rank=rank, device=device, check=check, copy=copy, allow_pickle=allow_pickle
+            self, ref, only=only, rank=rank, device=device, check=check, copy=copy, allow_pickle=allow_pickle, data=data
         )
 
     def load_into(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from . import _dtypes
-from ._errors import Invalid, NotFound
+from ._errors import Conflict, Invalid, NotFound
 from ._into import fill, leaf_paths
 from ._launch import detect
 from ._merge import assemble, merge_states
+from ._save import CURSOR
 from ._shard import Checkpoint, Shard
 from ._tree import Piece
 from ._untree import LEFT_OUT, Memory, flat_tree, only_of
@@ -27,15 +28,19 @@ T = TypeVar("T")
 
 def load(
     client: Client, ref: str, *, only: str | Iterable[str] | None, rank: int | str | None, device: Any, check: bool,
-    copy: bool, allow_pickle: bool,
+    copy: bool, allow_pickle: bool, data: Any = None,
 ) -> Any:  # fmt: skip
     """See Client.load."""
     wanted = only_of(only if only is None or isinstance(only, str) else list(only))
 
     def state(shard: Shard) -> Any:
         with shard:
-            return shard.state(only=wanted, copy=copy, device=device, allow_pickle=allow_pickle)
+            got = shard.state(only=wanted, copy=copy, device=device, allow_pickle=allow_pickle)
+            if data is not None:
+                cursors.add(shard.header().meta.get(CURSOR, ""))
+            return got
 
+    cursors: set[str] = set()
     with Checkpoint(client, ref, check=check) as ck:
         ranks, merging = _ranks(rank, ck)
         states = _each(ranks, lambda r: state(ck.shard(r)))
@@ -43,11 +48,25 @@ def load(
             raise NotFound(
                 f"{ref}: nothing in it matches only={only!r}", f"ckpt show {ref} --tensors lists what it has"
             )
+        if data is not None:
+            data.load_state_dict({"cursor": _cursor(cursors, ref)})
         if rank == "all":
             return [None if s is LEFT_OUT else s for s in states]
         if not merging:
             return states[0]
         return merge_states([(r, s) for r, s in zip(ranks, states, strict=True) if s is not LEFT_OUT], ref)
+
+
+def _cursor(found: set[str], ref: str) -> str:
+    """Where the job was in its data, which all ranks must say alike."""
+    if "" in found:
+        raise NotFound(f"{ref} says nothing of its data", "save it with data=LOADER")
+    if len(found) > 1:
+        raise Conflict(
+            f"the ranks of {ref} were at different places of their data",
+            "save when all ranks have taken the same number of batches, of the same size",
+        )
+    return next(iter(found))
 
 
 def _ranks(rank: int | str | None, ck: Checkpoint) -> tuple[list[int], bool]:

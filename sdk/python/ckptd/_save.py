@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._client import Client
 
 MAX_WORKERS = 4
+CURSOR = "ckptd.cursor"  # in a shard's metadata: where its job was in its data
 
 
 class Handle:
@@ -70,13 +71,15 @@ def _level(level: str) -> int:
 
 def save(
     client: Client, run: str, *, step: int, state: Any, rank: int | None, world_size: int | None,
-    launch: str | None, metrics: Mapping[str, float] | None, allow_pickle: bool,
+    launch: str | None, metrics: Mapping[str, float] | None, allow_pickle: bool, data: Any = None,
 ) -> Handle:  # fmt: skip
     """See Client.save."""
     begun = time.perf_counter()
     rank, world = rank_world(rank, world_size)
     step = operator.index(step)
     flat = flatten(state, allow_pickle=allow_pickle)
+    if data is not None:
+        flat.meta[CURSOR] = str(data.state_dict()["cursor"])
     head, header = _header.build(flat.tensors, flat.meta)
     attempt = client.attach(run, launch_name(launch, world), world)
     request = {
