@@ -120,25 +120,43 @@ func (m *members) choose(ctx context.Context, w wish) ([]string, error) {
 	for i, name := range w.held {
 		held[i] = stripe.Candidate{Name: name, Domain: m.byName[name].Domain}
 	}
-	most := 0 // while some targets were not asked, none gets a second column
 	for {
-		if len(resting) == 0 {
-			most = w.layout.M
-		}
 		slices.SortFunc(asked, func(a, b TargetStatus) int { return cmp.Compare(a.Name, b.Name) })
 		c := m.candidates(asked, w.size, w.without)
-		if names := stripe.PlaceMore(w.blob, w.gen, c.list, held, w.columns, most); len(names) == w.columns {
-			return names, nil
-		}
-		if len(resting) == 0 || ctx.Err() != nil {
-			if names := stripe.PlaceMore(w.blob, w.gen, append(c.list, c.last...), held, w.columns, most); len(names) == w.columns {
+		for _, t := range c.tries(len(resting) == 0, len(w.without) > 0, w.layout.M) {
+			if names := stripe.PlaceMore(w.blob, w.gen, t.among, held, w.columns, t.most); len(names) == w.columns {
 				return names, nil
 			}
+		}
+		if len(resting) == 0 || ctx.Err() != nil {
 			return nil, c.tooFew(ctx, w.columns)
 		}
 		asked = append(asked, m.ask(ctx, func(ti *TargetInfo) bool { return slices.Contains(resting, ti) })...)
 		resting = nil
 	}
+}
+
+// try is one way of placing columns: among whom, and how many of the blob one
+// target may have at most (0: one).
+type try struct {
+	among []stripe.Candidate
+	most  int
+}
+
+// tries is the ways of placing columns, the best first. While not all targets
+// were asked, none gets a second column. Once a target has failed this Put, one
+// that answers and is not trusted yet comes before a second column on another:
+// the source is read once more in any case. Before, it comes after: a disk that
+// answers and fails every write would cost each Put a pass over its source.
+func (c *candidates) tries(all, failed bool, m int) []try {
+	both := slices.Concat(c.list, c.last)
+	switch {
+	case !all:
+		return []try{{c.list, 0}}
+	case failed:
+		return []try{{c.list, 0}, {both, m}, {c.list, m}}
+	}
+	return []try{{c.list, m}, {both, m}}
 }
 
 // candidates is what asked targets may take a column, and why others may not.
