@@ -18,7 +18,8 @@ import (
 // once more, for the columns that need it and no others. The failed target is
 // not asked again in this Put. A whole column that it may have all the same,
 // because only its answer was lost, is no place's column: it is removed, now if
-// the target can be reached, otherwise by RemoveStrays.
+// the target can be reached, otherwise by who finds it there and knows the
+// recorded place (see Found.Strays).
 
 // assign chooses targets for the columns of want, beside those the others have.
 func (p *put) assign(ctx context.Context, want []int) error {

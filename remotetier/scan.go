@@ -25,7 +25,8 @@ type Found struct {
 
 // Stray is a column on another target than the one its place names: what a
 // target kept that failed a Put at its very end and came back, or what was
-// copied elsewhere. It is as good as its twin until RemoveStrays removes it.
+// copied elsewhere. It is as good as its twin until RemoveColumn removes it,
+// which is the caller's to decide: only the catalog knows which is recorded.
 type Stray struct {
 	Column int
 	Target string
@@ -151,7 +152,7 @@ func (t *Tier) Remove(ctx context.Context, blob string, keep func(generation uin
 	if err := CheckBlob(blob); err != nil {
 		return err
 	}
-	_, err := t.sweep(ctx, blob, func(k Key, _ string) bool {
+	_, err := t.sweep(ctx, blob, func(k Key) bool {
 		return k.Blob != blob || keep != nil && keep(k.Generation)
 	})
 	if err != nil {
@@ -171,45 +172,14 @@ type Swept struct {
 // are left alone; those of other Tiers, and those whose place is not recorded
 // yet, are keep's to know: let it keep generations younger than a grace.
 func (t *Tier) Sweep(ctx context.Context, prefix string, keep func(blob string, generation uint64) bool) (Swept, error) {
-	s, err := t.sweep(ctx, prefix, func(k Key, _ string) bool { return keep(k.Blob, k.Generation) })
+	s, err := t.sweep(ctx, prefix, func(k Key) bool { return keep(k.Blob, k.Generation) })
 	if err != nil {
 		err = fmt.Errorf("sweep %q: %w", prefix, err)
 	}
 	return s, err
 }
 
-// RemoveStrays removes the columns of a place's generation from targets that
-// the place does not name for them, each only while the one that it names is
-// there. The place must be the one that is recorded, and nobody may be mending
-// the blob: what it does not name may be what another place will.
-func (t *Tier) RemoveStrays(ctx context.Context, place catalog.Place) (Swept, error) {
-	l, err := layoutOf(place)
-	if err != nil {
-		return Swept{}, err
-	}
-	there := make([]bool, l.Columns())
-	var g errgroup.Group
-	for c := range there {
-		g.Go(func() error {
-			var read atomic.Int64
-			if col, err := t.openPlaced(ctx, &place, l, c, &read); err == nil {
-				there[c] = true
-				return col.close()
-			}
-			return nil
-		})
-	}
-	_ = g.Wait()
-	s, err := t.sweep(ctx, place.Blob, func(k Key, target string) bool {
-		return k.Blob != place.Blob || k.Generation != place.Generation || k.Column < len(there) && (place.Targets[k.Column] == target || !there[k.Column])
-	})
-	if err != nil {
-		err = fmt.Errorf("remove strays of %s: %w", place.Blob, err)
-	}
-	return s, err
-}
-
-func (t *Tier) sweep(ctx context.Context, prefix string, keep func(k Key, target string) bool) (Swept, error) {
+func (t *Tier) sweep(ctx context.Context, prefix string, keep func(k Key) bool) (Swept, error) {
 	var mu sync.Mutex
 	var total Swept
 	var errs []error
@@ -233,12 +203,12 @@ func (t *Tier) sweep(ctx context.Context, prefix string, keep func(k Key, target
 	return total, errors.Join(errs...)
 }
 
-func (t *Tier) sweepTarget(ctx context.Context, ti *TargetInfo, prefix string, keep func(k Key, target string) bool) (s Swept, err error) {
+func (t *Tier) sweepTarget(ctx context.Context, ti *TargetInfo, prefix string, keep func(k Key) bool) (s Swept, err error) {
 	for e, err := range ti.List(ctx, prefix) {
 		if err != nil {
 			return s, err
 		}
-		if keep(e.Key, ti.Name()) || t.writing(e.Key.Generation) {
+		if keep(e.Key) || t.writing(e.Key.Generation) {
 			continue
 		}
 		if err := ti.Remove(ctx, e.Key); err != nil {
