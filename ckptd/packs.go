@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -95,7 +96,7 @@ func (n *Node) packSources(ctx context.Context, ref restore.ShardRef, firstHand 
 	for _, step := range plan.order() {
 		switch {
 		case step.node != "":
-			out = append(out, &packPeer{n: n, node: step.node, addr: addr[step.node], ref: ref, fetch: step.fetch})
+			out = append(out, &packPeer{n: n, node: step.node, addr: addr[step.node], ref: ref, fetch: step.fetch, wrote: step.wrote})
 		case where.place != nil && n.remote != nil:
 			src := &remoteSource{n: n, place: *where.place}
 			done = src.close
@@ -116,6 +117,7 @@ type packPlan struct {
 type packStep struct {
 	node  string // "" is the remote tier
 	fetch bool   // it is asked to fetch what it does not have
+	wrote bool   // it wrote the pack, and said that it has it
 }
 
 // order is pure. Those before this node in the rendezvous order are asked to
@@ -126,11 +128,8 @@ func (p packPlan) order() (steps []packStep) {
 	add := func(node string, fetch bool) {
 		if !asked[node] {
 			asked[node] = true
-			steps = append(steps, packStep{node, fetch})
+			steps = append(steps, packStep{node: node, fetch: fetch})
 		}
-	}
-	for _, node := range packs.Rank(p.key, p.holders) {
-		add(node, false)
 	}
 	ranked := packs.Rank(p.key, append([]string{p.self}, p.live...))
 	turn := 0 // this node's place
@@ -150,7 +149,23 @@ func (p packPlan) order() (steps []packStep) {
 			more--
 		}
 	}
-	return append(steps, packStep{})
+	steps = append(steps, packStep{})
+	// Who wrote it comes first; one that lost it may still be whose turn it is.
+	holders := packs.Rank(p.key, p.holders)
+	place := func(s packStep) int {
+		if i := slices.Index(holders, s.node); i >= 0 {
+			return i
+		}
+		return len(holders)
+	}
+	for _, node := range holders {
+		add(node, false)
+	}
+	for i := range steps {
+		steps[i].wrote = place(steps[i]) < len(holders)
+	}
+	slices.SortStableFunc(steps, func(a, b packStep) int { return place(a) - place(b) })
+	return steps
 }
 
 // tidyEvery is how often copies are held against the catalog.

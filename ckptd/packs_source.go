@@ -62,7 +62,8 @@ type packPeer struct {
 	n          *Node
 	node, addr string
 	ref        restore.ShardRef
-	fetch      bool
+	fetch      bool // see packStep
+	wrote      bool
 }
 
 // Limits of one request between nodes.
@@ -79,12 +80,15 @@ func (p *packPeer) Name() string     { return "peer " + p.node }
 func (p *packPeer) Kind() packs.Kind { return packs.Peer }
 
 func (p *packPeer) Seal(ctx context.Context) (*catalog.Seal, error) {
-	if p.fetch { // it may have no more than a part
+	if p.fetch && !p.wrote { // it may have no more than a part
 		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, packPatience)
 	defer cancel()
 	b, err := p.n.peers.get(ctx, p.addr, "/v1/peer/pack/seal", url.Values{"set": {p.ref.Set.String()}}, maxSeal)
+	if p.fetch && errors.Is(err, fs.ErrNotExist) {
+		return nil, nil // it lost the pack, and may fetch it
+	}
 	if err != nil {
 		return nil, err
 	}

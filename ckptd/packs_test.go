@@ -23,12 +23,13 @@ func TestPackPlan(t *testing.T) {
 		plan packPlan
 		want []packStep
 	}{
-		{"the fetcher asks who has it, then remote", packPlan{self: first, live: nodes}, []packStep{{second, false}, {third, false}, remote}},
-		{"the next asks the fetcher", packPlan{self: second, live: nodes}, []packStep{{first, true}, {third, false}, remote}},
-		{"the last asks in order", packPlan{self: third, live: nodes}, []packStep{{first, true}, {second, true}, remote}},
-		{"the fetcher is down", packPlan{self: second, live: []string{second, third}}, []packStep{{third, false}, remote}},
-		{"first hand asks nobody to fetch", packPlan{self: third, live: nodes, firstHand: true}, []packStep{{first, false}, {second, false}, remote}},
-		{"who wrote it comes first", packPlan{self: third, live: nodes, holders: []string{second}}, []packStep{{second, false}, {first, true}, remote}},
+		{"the fetcher asks who has it, then remote", packPlan{self: first, live: nodes}, []packStep{{node: second, fetch: false}, {node: third, fetch: false}, remote}},
+		{"the next asks the fetcher", packPlan{self: second, live: nodes}, []packStep{{node: first, fetch: true}, {node: third, fetch: false}, remote}},
+		{"the last asks in order", packPlan{self: third, live: nodes}, []packStep{{node: first, fetch: true}, {node: second, fetch: true}, remote}},
+		{"the fetcher is down", packPlan{self: second, live: []string{second, third}}, []packStep{{node: third, fetch: false}, remote}},
+		{"first hand asks nobody to fetch", packPlan{self: third, live: nodes, firstHand: true}, []packStep{{node: first, fetch: false}, {node: second, fetch: false}, remote}},
+		{"who wrote it comes first", packPlan{self: third, live: nodes, holders: []string{second}}, []packStep{{node: second, fetch: true, wrote: true}, {node: first, fetch: true}, remote}},
+		{"who wrote it, and comes after", packPlan{self: first, live: nodes, holders: []string{third}}, []packStep{{node: third, wrote: true}, {node: second}, remote}},
 		{"alone", packPlan{self: "n9"}, []packStep{remote}},
 	} {
 		c.plan.key = key
