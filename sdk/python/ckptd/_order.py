@@ -95,14 +95,14 @@ def _permute(x: _U64s, n: _U64s, words: tuple[int, ...], tweak: _U64s, *, back: 
     rounds = range(_ROUNDS - 1, -1, -1) if back else range(_ROUNDS)
     while todo.size:
         b, a, t = right[todo], left[todo], tweak[todo]
-        l, r = out[todo] >> b, out[todo] & ((_u(1) << b) - _u(1))
+        lft, rgt = out[todo] >> b, out[todo] & ((_u(1) << b) - _u(1))
         for i in rounds:
             k = _u(words[i]) ^ t
             if i % 2 == 0:
-                l ^= _scramble(r, k) >> (_u(64) - a)
+                lft ^= _scramble(rgt, k) >> (_u(64) - a)
             else:  # numpy, as C, does not shift by 64: where the right half is empty, it stays empty
-                r ^= np.where(b > 0, _scramble(l, k) >> (_u(64) - np.maximum(b, _u(1))), _u(0))
-        out[todo] = l << b | r
+                rgt ^= np.where(b > 0, _scramble(lft, k) >> (_u(64) - np.maximum(b, _u(1))), _u(0))
+        out[todo] = lft << b | rgt
         todo = todo[out[todo] >= n[todo]]
     return out
 
@@ -163,7 +163,7 @@ class Order:
 
     def _checked(self, v: Indices, what: str) -> Int64s:
         a = np.atleast_1d(np.asarray(v, np.int64))
-        if a.size and not (0 <= int(a.min()) and int(a.max()) < self.n):
+        if a.size and not (int(a.min()) >= 0 and int(a.max()) < self.n):
             raise IndexError(f"{what} {int(a.min())} to {int(a.max())} of {self.n}")
         return a
 

@@ -50,7 +50,8 @@ def write(folder: Path, packs: list[list[tuple[str, bytes]]], samples: list[list
         rows += struct.pack("<IIQQII", i + 1, 1, 4096 + len(body), len(part), 0, 0)
         body += part
     size = sum(len(f[3]) for f in files)
-    head = b"ckptINDX" + struct.pack("<II6Q", 1, 9, 4096 + len(body), len(entries), len(files), size, len(samples), len(packs))
+    facts = (4096 + len(body), len(entries), len(files), size, len(samples), len(packs))
+    head = b"ckptINDX" + struct.pack("<II6Q", 1, 9, *facts)
     head = head.ljust(64, b"\0") + bytes(range(1, 33))
     head = head.ljust(128, b"\0") + rows
     (folder / "index").write_bytes(head.ljust(4096, b"\0") + body)

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import ckptd
 from ckptd._blake3 import derive_key
 from ckptd._order import MAX_GROUP, MAX_SAMPLES, Cursor, Mode, Order, key
-
-from conftest import ROOT
 
 VECTORS: dict[str, Any] = json.loads((ROOT / "datasets/order/testdata/vectors.json").read_text())
 

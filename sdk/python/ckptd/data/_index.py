@@ -129,7 +129,7 @@ class Index:
                 return None
             (first,) = struct.unpack_from("<I", self._parts[1], at * _ENTRY + 20)
             (count,) = struct.unpack_from("<I", self._parts[1], at * _ENTRY + 32)
-            if first + count > self.entries or count and first <= at:
+            if first + count > self.entries or (count and first <= at):
                 raise Corrupt(f"index: the children of folder {at} are {first} to {first + count}")
             i = bisect.bisect_left(range(first, first + count), name, key=self.name) + first
             if i == first + count or self.name(i) != name:

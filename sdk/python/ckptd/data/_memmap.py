@@ -22,7 +22,7 @@ def memmap(
     ref: str, dtype: npt.DTypeLike | None = None, shape: tuple[int, ...] | None = None, *, file: str | None = None,
     client: Client | None = None,
 ) -> npt.NDArray[Any]:  # fmt: skip
-    """A read-only array over a file of a version, in the node's own copy of its pack: no byte is read before it is used.
+    """A read-only array over a file of a version, in the node's own copy of its pack; read when it is used.
 
     file: its path; not needed where the version has one file. An .npy file says its dtype and shape itself; any other
     is plain numbers of `dtype`, in C order, as many as there are, or of `shape` (a -1 is found).
@@ -71,7 +71,7 @@ def _npy(raw: npt.NDArray[np.uint8], dtype: Any, shape: Any, ref: str) -> npt.ND
         raise Corrupt(f"{ref}: no .npy file: {e}") from e
     if kind.hasobject:
         raise Invalid(f"{ref}: an .npy file of Python objects cannot be mapped")
-    if dtype is not None and np.dtype(dtype) != kind or shape is not None and tuple(shape) != found:
+    if (dtype is not None and np.dtype(dtype) != kind) or (shape is not None and tuple(shape) != found):
         raise Invalid(f"{ref}: the file has {kind} {found}, not {dtype} {shape}")
     size = math.prod(found) * kind.itemsize
     data = raw[head.tell() : head.tell() + size]
