@@ -122,7 +122,13 @@ func (p *packPeer) ReadBlocks(ctx context.Context, b []byte, off int64) error {
 	return nil
 }
 
-// packRoutes are the other side of packPeer.
+// packRoutes are the other side of packPeer:
+//
+//	GET  /v1/peer/pack?set=…&root=…&off=…&len=…[&fetch=true]  CRC32C of each block, little-endian, then the blocks;
+//	                                                          with fetch what is not there is fetched, and waited for
+//	GET  /v1/peer/pack/seal?set=…                             of a pack that is whole there
+//	POST /v1/peer/packs                                       how many bytes of each pack are there
+//	POST /v1/peer/warm                                        brings a version's packs there
 func (n *Node) packRoutes(r routes) {
 	r.get("/v1/peer/pack", n.getPeerPack)
 	r.get("/v1/peer/pack/seal", n.getPeerPackSeal)
