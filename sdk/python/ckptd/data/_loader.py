@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -83,13 +84,13 @@ class Loader:
                 yield (self._collate(samples) if self._collate else samples), []
             return
         try:
-            from torch.utils.data import DataLoader
+            torch_data: Any = importlib.import_module("torch.utils.data")
         except ImportError as e:
             raise Invalid(
                 f"num_workers={self.num_workers} needs torch, which cannot be imported: {e}",
                 "install torch, or use num_workers=0",
             ) from e
-        yield from DataLoader(
+        yield from torch_data.DataLoader(
             _Reads(self.dataset), batch_sampler=numbers, collate_fn=_Collate(self._collate),
             num_workers=self.num_workers, **self._options,
         )  # fmt: skip
