@@ -39,7 +39,7 @@ var layers = map[string][]string{
 	"datasets/pack":         {"catalog"},
 	"datasets/index":        {"catalog"},
 	"sdk/wire":              {"catalog"},
-	"sdk/ckpt":              {"sdk/wire", "catalog"},
+	"sdk/ckpt":              {"datasets/index", "datasets/order", "sdk/wire", "catalog"},
 	"sdk/bundle":            {"sdk/ckpt", "shardwriter/shardfile", "sdk/wire", "catalog"},
 
 	"datasets":        {"datasets/source", "datasets/pack", "datasets/index", "catalog"},

@@ -48,6 +48,8 @@ type peer struct {
 	admit func(*wire.Message) error
 	slotf func(n int, m *wire.Message) error // before slot n is taken
 	away  bool                               // shards are not on this node
+
+	dataset *peerDataset // nil: none
 }
 
 type peerShard struct {
@@ -171,6 +173,8 @@ func (c *peerConn) handle(m *wire.Message, payload []byte, fds []*os.File) error
 	switch m.T {
 	case "hello":
 		return c.conn.Write(&wire.Message{T: "welcome", Version: 1, Node: "n1", Daemon: "test", SlotSize: c.slot, SegmentSize: 2 * c.slot, MaxHeader: 100 << 20}, nil)
+	case "dataset", "pack", "reader":
+		return c.datasets(m, fds)
 	case "save":
 		return c.save(m, payload)
 	case "slot":
@@ -178,6 +182,9 @@ func (c *peerConn) handle(m *wire.Message, payload []byte, fds []*os.File) error
 	case "seal":
 		return c.seal()
 	case "load":
+		if c.dataset != nil {
+			return c.datasets(m, fds)
+		}
 		return c.load(m, fds)
 	case "lease":
 		if _, err := c.find(m.Set, 0); err != nil {
