@@ -42,14 +42,20 @@ func (m *memStore) Base(context.Context) (*Base, error) {
 	return m.versions[len(m.versions)-1], nil
 }
 
-func (m *memStore) Packs(context.Context) ([]Stored, error) { return m.packs, nil }
+func (m *memStore) Packs(context.Context) ([]catalog.SetID, error) {
+	var list []catalog.SetID
+	for _, s := range m.packs {
+		list = append(list, s.Set)
+	}
+	return list, nil
+}
 
 type memBlob struct{ *bytes.Reader }
 
 func (memBlob) Close() error { return nil }
 
-func (m *memStore) OpenPack(_ context.Context, set catalog.SetID) (Blob, error) {
-	return memBlob{bytes.NewReader(m.blobs[set])}, nil
+func (m *memStore) OpenPack(_ context.Context, set catalog.SetID) (Stored, Blob, error) {
+	return m.packs[set.Step], memBlob{bytes.NewReader(m.blobs[set])}, nil
 }
 
 // read asks for parts as the client does: two goroutines, in order.

@@ -13,7 +13,7 @@ import (
 )
 
 // maxTakenUp bounds the packs of imports before that are looked at: the newest.
-const maxTakenUp = 4096
+const maxTakenUp = 1024
 
 // found is content that is stored: a record of a pack.
 type found struct {
@@ -58,30 +58,26 @@ func openKnown(ctx context.Context, store Store, base *index.Index) (*known, err
 		return nil, err
 	}
 	taken := 0
-	for _, s := range list {
-		if named[s.Set] {
+	for _, set := range list {
+		if named[set] {
 			continue
 		}
 		if taken++; taken > maxTakenUp {
 			break
 		}
-		err := k.take(ctx, store, s)
+		err := k.take(ctx, store, set)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, catalog.ErrCorrupt) || errors.Is(err, catalog.ErrIncomplete) {
 			continue // it is being collected, or no pack: what it held is stored again
 		}
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("take up pack %v: %w", s.Set, err), k.Close())
+			return nil, errors.Join(fmt.Errorf("take up pack %v: %w", set, err), k.Close())
 		}
 	}
 	return k, nil
 }
 
-func (k *known) take(ctx context.Context, store Store, s Stored) error {
-	raw, rec, err := pack.ParseMeta(s.Meta)
-	if err != nil {
-		return err
-	}
-	blob, err := store.OpenPack(ctx, s.Set)
+func (k *known) take(ctx context.Context, store Store, set catalog.SetID) error {
+	s, blob, err := store.OpenPack(ctx, set)
 	if err != nil {
 		return err
 	}
@@ -91,6 +87,10 @@ func (k *known) take(ctx context.Context, store Store, s Stored) error {
 			blob.Close()
 		}
 	}()
+	raw, rec, err := pack.ParseMeta(s.Meta)
+	if err != nil {
+		return err
+	}
 	n := len(k.packs)
 	add := func(r pack.Record) {
 		if _, ok := k.hash[r.Hash]; !ok {

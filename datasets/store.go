@@ -14,9 +14,9 @@ type Store interface {
 	// removed until Close.
 	Base(ctx context.Context) (*Base, error)
 	// Packs lists the committed packs of the dataset, newest first.
-	Packs(ctx context.Context) ([]Stored, error)
+	Packs(ctx context.Context) ([]catalog.SetID, error)
 	// OpenPack opens a committed pack, which is kept until Close.
-	OpenPack(ctx context.Context, set catalog.SetID) (Blob, error)
+	OpenPack(ctx context.Context, set catalog.SetID) (Stored, Blob, error)
 	// PutPack commits a pack, and returns when it is durable.
 	PutPack(ctx context.Context, b Put) (Stored, error)
 	// PutVersion commits an index as the next version, and returns when it is
@@ -34,8 +34,7 @@ type Base struct {
 // Blob is a committed blob, opened. Its bytes are checked as they are read.
 type Blob interface {
 	io.ReaderAt
-	Size() int64
-	Close() error
+	io.Closer
 }
 
 // Stored is a committed pack.
@@ -59,4 +58,21 @@ type Put struct {
 	Data io.ReaderAt
 	// Meta is asked for when all bytes were read.
 	Meta func() map[string]string
+}
+
+// PacksOf lists the packs of a version.
+func PacksOf(b *Base) ([]catalog.SetID, error) {
+	x, err := index.Open(b.Index)
+	if err != nil {
+		return nil, err
+	}
+	var packs []catalog.SetID
+	for i := range x.Packs() {
+		p, err := x.Pack(i)
+		if err != nil {
+			return nil, err
+		}
+		packs = append(packs, p.Set)
+	}
+	return packs, nil
 }
