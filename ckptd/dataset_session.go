@@ -17,7 +17,7 @@ import (
 // Limits of what one session holds.
 const (
 	maxSessionVersions = 64
-	maxSessionPacks    = 64 // used last; older ones stay readable, but may be evicted
+	maxSessionPacks    = 64 // that are not whole: those asked for last
 	maxSessionReaders  = 64
 )
 
@@ -62,15 +62,23 @@ func (s *session) version(ctx context.Context, id catalog.SetID) (*Version, erro
 	return v, nil
 }
 
-// keep holds a pack open for the client, and lets go of the one unused longest.
+// keep holds a pack open for the client while it arrives. What is whole is not
+// held: a client's descriptor stays readable, and held copies could not be
+// evicted, so that few readers would fill a small cache for good.
 func (s *session) keep(h *packs.Handle) {
 	d := &s.data
-	for i, old := range d.packs {
-		if old.Ref().Set == h.Ref().Set {
-			_ = old.Close() // the new one takes its place
-			d.packs = append(d.packs[:i], d.packs[i+1:]...)
-			break
+	still := d.packs[:0]
+	for _, old := range d.packs {
+		if old.Whole() || old.Ref().Set == h.Ref().Set {
+			_ = old.Close() // only read from
+			continue
 		}
+		still = append(still, old)
+	}
+	d.packs = still
+	if h.Whole() {
+		_ = h.Close()
+		return
 	}
 	if len(d.packs) == maxSessionPacks {
 		_ = d.packs[0].Close()
@@ -143,8 +151,9 @@ func (s *session) pack(ctx context.Context, m *wire.Message) error {
 			a.Complete, fds = true, append(fds, f)
 		}
 	}
+	err = s.send(a, nil, fds...)
 	s.keep(h)
-	return s.send(a, nil, fds...)
+	return err
 }
 
 // isPack says whether a load is of a raw shard that the cache serves.
@@ -168,7 +177,7 @@ func (s *session) loadPack(ctx context.Context, m *wire.Message, fds []*os.File)
 		if h, err = s.n.OpenPack(ctx, rec.SetID); err != nil {
 			return err
 		}
-		s.keep(h)
+		defer func() { s.keep(h) }()
 	}
 	ranges, err := checkRanges(m.Ranges, m.Off, h.Ref())
 	if err != nil {
