@@ -48,7 +48,7 @@ func (s TargetState) mayBecome(next TargetState, by TargetActor) bool {
 	case ByOperator: // begins a drain, or takes it back
 		return healthy(s) && next == TargetDraining || s.Kept() && next == TargetUp
 	case ByDrain:
-		return s == TargetDraining && next == TargetDrained
+		return s == TargetDraining && next == TargetDrained || s == TargetDrained && next == TargetDraining // a Put that was under way ended there
 	}
 	return false
 }
@@ -154,7 +154,7 @@ func (r *TargetRecord) SetState(next TargetState, by TargetActor, reason string,
 		hint := ""
 		switch {
 		case by == ByDrain:
-			hint = "; only one that is being drained becomes that"
+			hint = "; only one that is being drained becomes that, or that again"
 		case r.State.Kept():
 			hint = "; take the drain back first"
 		}

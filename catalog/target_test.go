@@ -33,7 +33,7 @@ func TestTargetStates(t *testing.T) {
 	allowed := map[catalog.TargetActor]map[catalog.TargetState][]catalog.TargetState{
 		catalog.ByHealth:   {up: {suspect, down}, suspect: {up, down}, down: {up, suspect}},
 		catalog.ByOperator: {up: {draining}, suspect: {draining}, down: {draining}, draining: {up}, drained: {up}},
-		catalog.ByDrain:    {draining: {drained}},
+		catalog.ByDrain:    {draining: {drained}, drained: {draining}},
 	}
 	for by, table := range allowed {
 		for _, from := range all {

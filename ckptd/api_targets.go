@@ -224,8 +224,19 @@ func (n *Node) postTargetRemove(ctx context.Context, c *app.RequestContext) erro
 		return err
 	}
 	var was catalog.TargetRecord
+	node := cmp.Or(q.Node, n.cfg.Name)
+	if !q.Force {
+		m, err := n.cat.Targets(ctx)
+		if err != nil {
+			return err
+		}
+		if r := m.Find(q.Name, node); r != nil && r.State == catalog.TargetDrained {
+			if err := n.mayTakeOut(ctx, *r); err != nil {
+				return err
+			}
+		}
+	}
 	_, err = n.cat.UpdateTargets(ctx, func(m *catalog.TargetMap) error {
-		node := cmp.Or(q.Node, n.cfg.Name)
 		r := m.Find(q.Name, node)
 		if r == nil {
 			return n.unknownTarget(m, q.Name)

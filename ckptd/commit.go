@@ -380,6 +380,9 @@ func (c *coordinator) publishSet(ctx context.Context, id catalog.SetID) error {
 	}); err != nil {
 		return err
 	}
+	if err := c.n.holdTargets(ctx, &place); err != nil {
+		return err // repair makes good what is gone
+	}
 	delete(c.publish, id)
 	return c.n.raiseLevel(ctx, id)
 }

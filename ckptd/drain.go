@@ -185,7 +185,13 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 	if err := n.remote.Remove(ctx, name, func(gen uint64) bool { return gen == place.Generation }); err != nil {
 		n.log.Warn("older columns not removed", "blob", name, "err", err)
 	}
-	if err := n.stateDrained(ctx, set, s, place); err != nil {
+	if err := n.stateDrained(ctx, set, s, place); errors.Is(err, errTakenOut) {
+		return errors.Join(fmt.Errorf("drain %s anew: %w", name, err), n.state(context.WithoutCancel(ctx), set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) {
+			if t.Remote != nil && samePlace(t.Remote, &place) {
+				t.Remote, t.Drained = nil, time.Time{}
+			}
+		}))
+	} else if err != nil {
 		return err
 	}
 	n.stats.DrainedBytes.Add(s.Size)
@@ -205,6 +211,9 @@ func (n *Node) stateDrained(ctx context.Context, set catalog.SetRecord, s catalo
 	if err := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) {
 		t.Remote, t.Drained, t.Verified = &place, time.Now(), time.Time{}
 	}); err != nil {
+		return err
+	}
+	if err := n.holdTargets(ctx, &place); err != nil {
 		return err
 	}
 	return n.raiseLevel(ctx, set.SetID)

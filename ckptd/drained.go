@@ -22,8 +22,7 @@ func planDrained(v *mendView, res *mendedAll) []catalog.TargetRecord {
 }
 
 // finishDrains says of those targets that they may be removed. A blob that was
-// being written there when the drain began is found by a later look, and moves
-// from a drained target too.
+// being written there when the drain began takes that back (see holdTargets).
 func (n *Node) finishDrains(ctx context.Context, v *mendView, res mendedAll) error {
 	if !v.known {
 		return nil

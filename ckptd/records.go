@@ -136,7 +136,11 @@ func (n *Node) putSmall(ctx context.Context, run catalog.Run, name string, b []b
 	if err != nil {
 		return catalog.Place{}, err
 	}
-	return n.remote.Pool(pool).PutSmall(ctx, name, b, layout.M+1)
+	place, err := n.remote.Pool(pool).PutSmall(ctx, name, b, layout.M+1)
+	if err != nil {
+		return place, err
+	}
+	return place, n.holdTargets(ctx, &place) // its columns are the record
 }
 
 // getSmall reads a small blob. whole says that all its copies are there and no

@@ -48,6 +48,9 @@ func (n *Node) mendWith(ctx context.Context, j mendJob, opt remotetier.MendOptio
 			}
 			return m, errLater
 		}
+		if err := n.holdTargets(ctx, &m.Place); err != nil {
+			return m, err // what was replaced stays; the next look finds what is gone
+		}
 		if err := n.remote.DropReplaced(ctx, m); err != nil {
 			n.log.Debug("columns left behind", "blob", place.Blob, "err", err) // a target that is down; a scrub removes them
 		}

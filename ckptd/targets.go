@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -107,14 +108,22 @@ type usedTarget struct {
 // whereOf tells a target that moved from one that only changed.
 func whereOf(r *catalog.TargetRecord) string { return r.Scheme + " " + strings.Join(r.Addrs, " ") }
 
+// ownsUnentered says whether a target is one of the flags that was not entered
+// into a map of that version.
+func (t *targetUse) ownsUnentered(name string, version int64) bool {
+	entered := t.entered.Load()
+	return (entered == 0 || version < entered) && slices.ContainsFunc(t.Given, func(g GivenTarget) bool { return g.Record.Name == name })
+}
+
 // targetUse is what the node knows of its targets.
 type targetUse struct {
 	Targets
 	kick kick
 
 	// What follows belongs to the loop that follows the map.
-	entered, seen int64 // versions of the map
-	retired       []retiredTarget
+	seen    int64        // version of the map
+	entered atomic.Int64 // version that has the given ones; 0: none yet
+	retired []retiredTarget
 
 	mu struct {
 		sync.Mutex

@@ -22,7 +22,7 @@ func (n *Node) followTargets(ctx context.Context) error {
 	for {
 		m, known, changed := n.cat.KnownTargets()
 		if m.Version < n.tgt.seen { // the catalog was lost and began anew
-			n.tgt.entered = 0
+			n.tgt.entered.Store(0)
 		}
 		n.tgt.seen = m.Version
 		err := n.enterGiven(ctx, m, known)
@@ -63,7 +63,7 @@ func (n *Node) enterGiven(ctx context.Context, m catalog.TargetMap, known bool) 
 		return nil
 	}
 	records := n.givenRecords()
-	if n.tgt.entered > 0 {
+	if n.tgt.entered.Load() > 0 {
 		var news []catalog.TargetRecord
 		for _, r := range records {
 			if old := m.Find(r.Name, r.Node); old != nil && old.By == r.By && old.Domain != r.Domain {
@@ -88,7 +88,7 @@ func (n *Node) enterGiven(ctx context.Context, m catalog.TargetMap, known bool) 
 	if err != nil {
 		return err
 	}
-	n.tgt.entered = max(now.Version, 1)
+	n.tgt.entered.Store(max(now.Version, 1))
 	return errors.Join(refused...)
 }
 
@@ -108,7 +108,7 @@ func (n *Node) ambiguous(m catalog.TargetMap) error {
 // useTargets carries out the plan.
 func (n *Node) useTargets(ctx context.Context, m catalog.TargetMap, known bool) error {
 	want := planTargets(targetView{
-		node: n.cfg.Name, follow: n.tgt.Follow, given: n.givenRecords(), entered: n.tgt.entered, now: m, known: known, failing: n.failing,
+		node: n.cfg.Name, follow: n.tgt.Follow, given: n.givenRecords(), entered: n.tgt.entered.Load(), now: m, known: known, failing: n.failing,
 	})
 	n.tgt.mu.Lock()
 	had := maps.Clone(n.tgt.mu.used)
