@@ -44,9 +44,10 @@ type Shard struct {
 	Node    string            `json:"node"`           // where it was saved
 	Size    int64             `json:"size"`           // bytes
 	Root    Digest            `json:"root"`           // of its seal
+	File    string            `json:"file,omitempty"` // of a raw shard: the name of the file it was; "" for one of tensors
 	Header  int64             `json:"header"`         // bytes before the first tensor's data
-	Meta    map[string]string `json:"meta,omitempty"` // the header's __metadata__
-	Tensors []Tensor          `json:"tensors"`
+	Meta    map[string]string `json:"meta,omitempty"` // the header's __metadata__, or what was said of a raw shard
+	Tensors []Tensor          `json:"tensors"`        // none in a raw shard
 }
 
 // Manifest is the committed list of a set's shards and tensors. It is stored
@@ -111,6 +112,11 @@ func (s *Shard) check() error {
 	}
 	if s.Root.IsZero() {
 		return fmt.Errorf("rank %d: no root: its bytes could not be checked", s.Rank)
+	}
+	if s.Raw() {
+		if err := s.checkRaw(); err != nil {
+			return fmt.Errorf("rank %d: %w", s.Rank, err)
+		}
 	}
 	names := make(map[string]bool, len(s.Tensors))
 	for i := range s.Tensors {

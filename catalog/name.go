@@ -99,9 +99,17 @@ func (id SetID) Ref() Ref { return Ref{Run: id.Run, Step: id.Step, Attempt: id.A
 // "llama/7b/000000001200-000003". It sorts as the step does.
 func (id SetID) Dir() string { return fmt.Sprintf("%s/%012d-%06d", id.Run, id.Step, id.Attempt) }
 
-// Names of a set's blobs in every tier.
+// Names of a set's blobs in every tier: a shard of tensors, a raw one, either
+// as it is, and the records of the set.
 func (id SetID) ShardName(rank int) string {
 	return fmt.Sprintf("%s/rank-%05d.safetensors", id.Dir(), rank)
+}
+func (id SetID) RawName(rank int) string { return fmt.Sprintf("%s/rank-%05d.bin", id.Dir(), rank) }
+func (id SetID) BlobName(rank int, raw bool) string {
+	if raw {
+		return id.RawName(rank)
+	}
+	return id.ShardName(rank)
 }
 func (id SetID) ManifestName() string { return id.Dir() + "/manifest.json" }
 func (id SetID) RecordName() string   { return id.Dir() + "/set.json" }

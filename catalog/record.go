@@ -166,6 +166,7 @@ type PartShard struct {
 	Rank     int       `json:"rank"`
 	Size     int64     `json:"size"`
 	Root     Digest    `json:"root"`
+	Raw      bool      `json:"raw,omitempty"` // its name is SetID.RawName's
 	Sealed   time.Time `json:"sealed,omitzero"`
 	Durable  time.Time `json:"durable,omitzero"` // file and folder fsynced: the vote
 	Local    bool      `json:"local,omitempty"`  // the bytes are on this node's disks now
@@ -184,6 +185,8 @@ type ShardInfo struct {
 	Sealed  time.Time          `json:"sealed"`
 	Fence   bool               `json:"fence,omitempty"` // the attempt was checked to be the newest when the shard was sealed
 	Metrics map[string]float64 `json:"metrics,omitempty"`
+	File    string             `json:"file,omitempty"` // of a raw shard: as in Shard
+	Meta    map[string]string  `json:"meta,omitempty"` // of a raw shard: as in Shard
 }
 
 // NodeRecord announces a daemon.

@@ -78,6 +78,9 @@ func (n *Node) postRemove(ctx context.Context, c *app.RequestContext) error {
 	if err != nil {
 		return err
 	}
+	if _, pack := catalog.PackName(rec.Run); pack && rec.State == catalog.Committed {
+		return wire.WithHint(fmt.Errorf("remove %v: %w: it is a pack of a dataset", rec.SetID, catalog.ErrInvalid), "packs go by themselves when no version refers to them; remove versions with `ckpt dataset rm`")
+	}
 	if rec.State == catalog.Writing {
 		rec, err = n.cat.Abort(ctx, rec.SetID, "removed by request", time.Now())
 	} else {
@@ -90,6 +93,14 @@ func (n *Node) postRemove(ctx context.Context, c *app.RequestContext) error {
 	return reply(c, wire.SetOf(&rec))
 }
 
+// checkRetained refuses rules for sets that others refer to.
+func checkRetained(run catalog.Run) error {
+	if _, pack := catalog.PackName(run); pack {
+		return wire.WithHint(fmt.Errorf("run %s: %w: it keeps the packs of a dataset", run, catalog.ErrInvalid), "packs go by themselves when no version refers to them; give rules for the versions, _datasets/NAME")
+	}
+	return nil
+}
+
 func (n *Node) postPrune(ctx context.Context, c *app.RequestContext) error {
 	q, err := body[wire.PruneRequest](c)
 	if err != nil {
@@ -97,6 +108,9 @@ func (n *Node) postPrune(ctx context.Context, c *app.RequestContext) error {
 	}
 	run, err := catalog.ParseRun(q.Run)
 	if err != nil {
+		return err
+	}
+	if err := checkRetained(run); err != nil {
 		return err
 	}
 	r := q.Retention
@@ -145,7 +159,11 @@ func (n *Node) postPolicy(ctx context.Context, c *app.RequestContext) error {
 	if err != nil {
 		return err
 	}
-	if err := n.checkPolicy(q.Policy); err != nil {
+	err = n.checkPolicy(q.Policy)
+	if err == nil && q.Policy.Retention != (catalog.Retention{}) {
+		err = checkRetained(catalog.Run(q.Run))
+	}
+	if err != nil {
 		return fmt.Errorf("policy of %s: %w", q.Run, err)
 	}
 	if err := n.cat.SetPolicy(ctx, catalog.Run(q.Run), q.Policy, time.Now()); err != nil {

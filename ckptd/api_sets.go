@@ -22,6 +22,11 @@ func (n *Node) postAttach(ctx context.Context, c *app.RequestContext) error {
 	if q.World < 1 || q.World > catalog.MaxWorld {
 		return fmt.Errorf("attach %s: %w: world size %d", q.Run, catalog.ErrInvalid, q.World)
 	}
+	if run := catalog.Run(q.Run); run.Reserved() { // what is no name at all is refused below
+		if err := (catalog.SetID{Run: run, Step: 1, Attempt: 1}).CheckSaved(q.World, true); err != nil {
+			return fmt.Errorf("attach: %w", err)
+		}
+	}
 	if q.Launch == "" {
 		return wire.WithHint(fmt.Errorf("attach %s: %w: %d ranks need one launch name in common", q.Run, catalog.ErrInvalid, q.World),
 			"pass launch=…, or set CKPTD_LAUNCH to a name that all ranks of this start share and no other start has; torchrun and SLURM are recognised by themselves")
@@ -42,6 +47,9 @@ func (n *Node) getRuns(ctx context.Context, c *app.RequestContext) error {
 	rows := make([]wire.Run, 0, len(runs))
 	at := make(map[catalog.Run]int)
 	for _, r := range runs {
+		if r.Run.Reserved() {
+			continue // the datasets' own
+		}
 		at[r.Run] = len(rows)
 		rows = append(rows, wire.Run{Name: string(r.Run), Attempt: r.Attempt, Launch: r.Launch, Created: r.Created})
 	}
@@ -122,16 +130,32 @@ func (n *Node) getSet(ctx context.Context, c *app.RequestContext) error {
 	if d.Events, err = n.cat.Events(ctx, rec.SetID); err != nil && !errors.Is(err, catalog.ErrUnavailable) {
 		return err
 	}
-	if c.Query("tensors") == "true" && rec.State == catalog.Committed {
+	tensors := c.Query("tensors") == "true"
+	raw := slices.ContainsFunc(d.Shards, func(s wire.Shard) bool { return s.Raw })
+	if (tensors || raw) && rec.State == catalog.Committed {
 		m, _, err := n.manifest(ctx, rec)
-		if err != nil {
+		if err != nil && tensors {
 			return err
+		} else if err == nil {
+			tellManifest(&d, m, tensors)
 		}
+	}
+	return reply(c, d)
+}
+
+// tellManifest adds what the manifest alone says: of raw shards their files,
+// and the tensors when they are asked for.
+func tellManifest(d *wire.SetDetail, m *catalog.Manifest, tensors bool) {
+	for i := range d.Shards {
+		if s := &d.Shards[i]; s.Raw && s.Rank < len(m.Shards) {
+			s.File, s.Meta = m.Shards[s.Rank].File, m.Shards[s.Rank].Meta
+		}
+	}
+	if tensors {
 		for _, s := range m.Shards {
 			d.Tensors = append(d.Tensors, s.Tensors...)
 		}
 	}
-	return reply(c, d)
 }
 
 func (n *Node) shardRows(rec catalog.SetRecord, parts []catalog.PartRecord) []wire.Shard {
@@ -140,7 +164,7 @@ func (n *Node) shardRows(rec catalog.SetRecord, parts []catalog.PartRecord) []wi
 		if v.Shard == nil {
 			continue
 		}
-		row := wire.Shard{Rank: rank, Size: v.Shard.Size, Root: v.Shard.Root, Node: v.Node, Local: []string{},
+		row := wire.Shard{Rank: rank, Size: v.Shard.Size, Root: v.Shard.Root, Raw: v.Shard.Raw, Node: v.Node, Local: []string{},
 			Level:  catalog.ShardLevel(rank, v.Shard.Root, parts),
 			Sealed: v.Shard.Sealed, Durable: v.Shard.Durable}
 		for _, p := range parts {
@@ -160,7 +184,7 @@ func (n *Node) shardRows(rec catalog.SetRecord, parts []catalog.PartRecord) []wi
 			}
 		}
 		if slices.Contains(row.Local, n.cfg.Name) {
-			if st, err := n.local.Stat(rec.ShardName(rank)); err == nil {
+			if st, err := n.local.Stat(v.Shard.BlobName(rec.SetID)); err == nil {
 				row.Path = st.Path
 			}
 		}
@@ -205,6 +229,9 @@ func (n *Node) getWatch(ctx context.Context, c *app.RequestContext) error {
 			case rec, ok := <-changes:
 				if !ok {
 					return fmt.Errorf("watch: %w: fell behind; watch again", catalog.ErrUnavailable)
+				}
+				if run == "" && rec.Run.Reserved() {
+					continue // the datasets' own, as in the list of runs
 				}
 				if err := line(wire.SetOf(&rec)); err != nil {
 					return nil

@@ -144,7 +144,7 @@ func (n *Node) drainPlan() []drainJob {
 // no crash leaves columns that nobody will remove: without a statement the
 // next drain finds them.
 func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.PartShard) error {
-	name := set.ShardName(s.Rank)
+	name := s.BlobName(set.SetID)
 	parts, err := n.cat.Parts(ctx, set.SetID)
 	if err != nil {
 		return err
@@ -163,7 +163,7 @@ func (n *Node) drainShard(ctx context.Context, set catalog.SetRecord, s catalog.
 	defer b.Close()
 	begin := time.Now()
 	out, encoding := b, ""
-	if n.compresses(set.Run) {
+	if n.compresses(set.Run) && !s.Raw { // nothing is known of a raw shard's bytes
 		spool, err := n.compressed(ctx, set, s.Rank, b)
 		if errors.Is(err, catalog.ErrCorrupt) {
 			return n.localBad(ctx, set.SetID, s.Rank, err)
@@ -247,7 +247,7 @@ func (n *Node) verifyShard(ctx context.Context, set catalog.SetRecord, s catalog
 	// Another node may have moved columns since this one made its statement.
 	part, err := n.cat.Part(ctx, set.SetID, n.cfg.Name)
 	if err != nil {
-		return fmt.Errorf("verify %s: %w", set.ShardName(s.Rank), err)
+		return fmt.Errorf("verify %s: %w", s.BlobName(set.SetID), err)
 	}
 	n.inv.setPart(set.SetID, part)
 	i := slices.IndexFunc(part.Shards, func(t catalog.PartShard) bool { return t.Rank == s.Rank && t.Root == s.Root && t.Remote != nil })
@@ -274,7 +274,7 @@ func (n *Node) verifyShard(ctx context.Context, set catalog.SetRecord, s catalog
 		}
 		return errors.Join(err, n.raiseLevel(ctx, set.SetID))
 	} else if err != nil {
-		return fmt.Errorf("verify %s: %w", set.ShardName(s.Rank), err)
+		return fmt.Errorf("verify %s: %w", s.BlobName(set.SetID), err)
 	}
 	if err := n.state(ctx, set.SetID, s.Rank, s.Root, func(t *catalog.PartShard) {
 		if same(t) {
@@ -313,8 +313,9 @@ func (n *Node) state(ctx context.Context, id catalog.SetID, rank int, root catal
 // localBad takes a local copy that failed its check, or is gone, out of
 // service: the bytes are kept aside, the statement says so, and the level follows.
 func (n *Node) localBad(ctx context.Context, id catalog.SetID, rank int, cause error) error {
-	name := id.ShardName(rank)
 	w, _ := n.inv.get(id)
+	w.id = id
+	name := w.blobName(rank)
 	if err := n.local.Quarantine(ctx, name, cause); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return errors.Join(cause, fmt.Errorf("quarantine %s: %w", name, err))
 	}

@@ -41,6 +41,7 @@ func (n *Node) makeRoom(ctx context.Context, need int64) (int64, error) {
 func (n *Node) evict(ctx context.Context, need int64) (freed int64, err error) {
 	type source struct {
 		id   catalog.SetID
+		name string
 		rank int
 		root catalog.Digest
 		size int64
@@ -54,7 +55,7 @@ func (n *Node) evict(ctx context.Context, need int64) (freed int64, err error) {
 		}
 		parts := []catalog.PartRecord{*w.part} // a cheap first look; asked again below
 		for _, s := range w.shards {
-			from[s.name] = source{w.id, s.rank, s.root, s.size}
+			from[s.name] = source{w.id, s.name, s.rank, s.root, s.size}
 			cands = append(cands, localtier.Candidate{
 				Name: s.name, Size: s.size, LastUse: rec.Committed,
 				Safe: catalog.SafeToDrop(n.cfg.Name, s.rank, s.root, parts),
@@ -63,7 +64,7 @@ func (n *Node) evict(ctx context.Context, need int64) (freed int64, err error) {
 	}
 	for _, name := range localtier.PlanEvict(cands, need) {
 		src := from[name]
-		if err := n.evictShard(ctx, src.id, src.rank, src.root); err != nil {
+		if err := n.evictShard(ctx, src.id, src.name, src.rank, src.root); err != nil {
 			if errors.Is(err, catalog.ErrConflict) {
 				continue // no longer safe, or being read
 			}
@@ -76,7 +77,7 @@ func (n *Node) evict(ctx context.Context, need int64) (freed int64, err error) {
 
 // evictShard gives up one local copy: the statement first, then the bytes. A
 // crash in between leaves bytes nobody counts on, which voteSet removes.
-func (n *Node) evictShard(ctx context.Context, id catalog.SetID, rank int, root catalog.Digest) error {
+func (n *Node) evictShard(ctx context.Context, id catalog.SetID, name string, rank int, root catalog.Digest) error {
 	parts, err := n.cat.Parts(ctx, id)
 	if err != nil {
 		return err
@@ -91,7 +92,7 @@ func (n *Node) evictShard(ctx context.Context, id catalog.SetID, rank int, root 
 	if err := n.state(ctx, id, rank, root, func(s *catalog.PartShard) { s.Local = false }); err != nil {
 		return err
 	}
-	if err := n.dropLocal(ctx, id, rank, id.ShardName(rank)); err != nil {
+	if err := n.dropLocal(ctx, id, rank, name); err != nil {
 		return err
 	}
 	n.stats.Evicted.Add(1)

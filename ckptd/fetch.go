@@ -50,7 +50,7 @@ func (n *Node) parts(ctx context.Context, rec catalog.SetRecord) ([]catalog.Part
 	for _, s := range m.Shards {
 		if !own[s.Rank] {
 			parts = append(parts, catalog.PartRecord{Set: rec.SetID, Node: s.Node, Shards: []catalog.PartShard{
-				{Rank: s.Rank, Size: s.Size, Root: s.Root, Durable: m.Created, Local: true},
+				{Rank: s.Rank, Size: s.Size, Root: s.Root, Raw: s.Raw(), Durable: m.Created, Local: true},
 			}})
 		}
 	}
@@ -68,7 +68,7 @@ func (n *Node) locate(ctx context.Context, rec catalog.SetRecord, rank int) (loc
 	if v.Shard == nil {
 		return location{}, fmt.Errorf("%v rank %d: %w: no node says where it is; `ckpt catalog fsck` may tell more", rec.SetID, rank, catalog.ErrUnavailable)
 	}
-	loc := location{ref: restore.ShardRef{Set: rec.SetID, Rank: rank, Size: v.Shard.Size, Root: v.Shard.Root}}
+	loc := location{ref: restore.ShardRef{Set: rec.SetID, Rank: rank, Size: v.Shard.Size, Root: v.Shard.Root, Raw: v.Shard.Raw}}
 	nodes := map[string]catalog.NodeRecord{}
 	if known, err := n.cat.Nodes(ctx); err == nil {
 		for _, node := range known {
@@ -202,7 +202,7 @@ type localSource struct{ n *Node }
 func (localSource) Name() string { return "local" }
 
 func (l localSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
-	b, err := l.n.local.Open(shard.Set.ShardName(shard.Rank))
+	b, err := l.n.local.Open(shard.BlobName())
 	if err != nil {
 		return restore.Report{}, err
 	}

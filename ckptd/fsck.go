@@ -286,7 +286,7 @@ func (n *Node) verify(ctx context.Context, sets []catalog.SetRecord, deep bool, 
 			}
 			if loc.local {
 				before := done
-				err := n.local.Verify(ctx, rec.ShardName(rank), func(k int64) {
+				err := n.local.Verify(ctx, loc.ref.BlobName(), func(k int64) {
 					progress(wire.Progress{What: rec.SetID.String(), Done: before + k, Total: total, Unit: "bytes"})
 				})
 				res.Copies++

@@ -52,13 +52,18 @@ func (n *Node) encodeIndex(id catalog.SetID, shards []held) ([]byte, error) {
 	return indexEncoder.EncodeAll(raw, nil), nil
 }
 
-// shardEntry reads a shard's header from the disk.
+// shardEntry reads a shard's header from the disk; a raw one's seal says it all.
 func (n *Node) shardEntry(s held) (catalog.Shard, error) {
 	b, err := n.local.Open(s.name)
 	if err != nil {
 		return catalog.Shard{}, err
 	}
 	defer b.Close()
+	if s.info.Raw() {
+		return catalog.Shard{
+			Rank: s.rank, Node: n.cfg.Name, Size: b.Size(), Root: b.Seal().Root(), File: s.info.File, Meta: s.info.Meta, Tensors: []catalog.Tensor{},
+		}, nil
+	}
 	h, err := shardfile.ReadHeader(b, b.Size())
 	if err != nil {
 		return catalog.Shard{}, fmt.Errorf("header of %s: %w", s.name, err)

@@ -73,6 +73,23 @@ func (v *inventory) forget(id catalog.SetID) {
 	delete(v.mu.sets, id)
 }
 
+// blobName is what the shard of a rank is called here.
+func (w *view) blobName(rank int) string {
+	for _, s := range w.shards {
+		if s.rank == rank {
+			return s.name
+		}
+	}
+	if w.part != nil {
+		for _, s := range w.part.Shards {
+			if s.Rank == rank {
+				return s.BlobName(w.id)
+			}
+		}
+	}
+	return w.id.ShardName(rank)
+}
+
 // setPart remembers the node's statement as the catalog has it now.
 func (v *inventory) setPart(id catalog.SetID, p catalog.PartRecord) {
 	v.mu.Lock()
@@ -230,7 +247,7 @@ func (n *Node) takeStock() {
 			continue
 		}
 		dir, file, ok := cutLast(info.Name)
-		if !ok || !strings.HasSuffix(file, ".safetensors") {
+		if !ok || !strings.HasSuffix(file, ".safetensors") && !strings.HasSuffix(file, ".bin") {
 			continue
 		}
 		id, err := catalog.ParseDir(dir)
@@ -263,7 +280,10 @@ func (n *Node) stockOf(id catalog.SetID, name string) (*held, error) {
 	if err := json.Unmarshal(seal.Info, &s.info); err != nil {
 		return nil, fmt.Errorf("seal of %s: %w: %v", name, catalog.ErrCorrupt, err)
 	}
-	if s.info.Set != id || name != id.ShardName(s.info.Rank) {
+	if err := s.info.Check(); err != nil {
+		return nil, fmt.Errorf("seal of %s: %w: %v", name, catalog.ErrCorrupt, err)
+	}
+	if s.info.Set != id || name != s.info.BlobName() {
 		return nil, fmt.Errorf("seal of %s: %w: it is of %v rank %d", name, catalog.ErrCorrupt, s.info.Set, s.info.Rank)
 	}
 	s.rank = s.info.Rank

@@ -187,7 +187,7 @@ func extent(ranges [][2]int64, base int64) (size, fill int64) {
 // has to be tried; err then says what was wrong here.
 func (s *session) loadLocal(ctx context.Context, m *wire.Message, where location, ranges [][2]int64) (done bool, err error) {
 	n, id := s.n, where.ref.Set
-	name := id.ShardName(where.ref.Rank)
+	name := where.ref.BlobName()
 	b, err := n.local.Open(name)
 	if errors.Is(err, fs.ErrNotExist) && !where.local {
 		return false, nil

@@ -28,8 +28,8 @@ import (
 //
 //	PUT  /v1/peer/manifest?set=RUN@STEP#ATTEMPT     keeps a manifest durably
 //	GET  /v1/peer/manifest?set=…
-//	GET  /v1/peer/seal?set=…&rank=N
-//	GET  /v1/peer/shard?set=…&rank=N&off=…&len=…    raw bytes of whole blocks
+//	GET  /v1/peer/seal?set=…&rank=N[&raw=true]
+//	GET  /v1/peer/shard?set=…&rank=N[&raw=true]&off=…&len=…    bytes of whole blocks; raw of a raw shard
 //	POST /v1/peer/rebuild                            states what that node's disks hold
 //
 // The bytes of a shard are checked by the one who asked, against the seal
@@ -156,6 +156,9 @@ const maxSeal = 4*catalog.MaxShardSize/catalog.BlockSize + catalog.MaxSealInfo +
 
 func (p *peerSource) ReadRanges(ctx context.Context, shard restore.ShardRef, ranges [][2]int64, w io.WriterAt) (restore.Report, error) {
 	q := url.Values{"set": {shard.Set.String()}, "rank": {strconv.Itoa(shard.Rank)}}
+	if shard.Raw {
+		q.Set("raw", "true")
+	}
 	seal, err := p.seal(ctx, shard, q)
 	if err != nil {
 		return restore.Report{}, err
@@ -179,7 +182,7 @@ const peerChunk = 16 << 20 // bytes
 func (r *peerReader) ReadAt(b []byte, off int64) (int, error) {
 	if off < r.off || off+int64(len(b)) > r.off+int64(len(r.buf)) {
 		n := min(peerChunk, r.size-off)
-		q := url.Values{"set": r.q["set"], "rank": r.q["rank"], "off": {strconv.FormatInt(off, 10)}, "len": {strconv.FormatInt(n, 10)}}
+		q := url.Values{"set": r.q["set"], "rank": r.q["rank"], "raw": r.q["raw"], "off": {strconv.FormatInt(off, 10)}, "len": {strconv.FormatInt(n, 10)}}
 		buf, err := r.p.n.peers.get(r.ctx, r.p.node.Addr, "/v1/peer/shard", q, n)
 		if err != nil {
 			return 0, err
@@ -323,5 +326,5 @@ func shardQuery(c *app.RequestContext) (string, error) {
 	if err != nil || rank < 0 || rank >= catalog.MaxWorld {
 		return "", fmt.Errorf("rank %q: %w", c.Query("rank"), catalog.ErrInvalid)
 	}
-	return id.ShardName(rank), nil
+	return id.BlobName(rank, c.Query("raw") == "true"), nil
 }

@@ -209,7 +209,7 @@ func (n *Node) adoptRemote(ctx context.Context, id catalog.SetID, found map[stri
 	}
 	var size int64
 	for _, s := range m.Shards {
-		if _, ok := found[id.ShardName(s.Rank)]; !ok {
+		if _, ok := found[s.BlobName(id)]; !ok {
 			return 0, fmt.Errorf("%v: %w: rank %d is not whole on the targets", id, catalog.ErrIncomplete, s.Rank)
 		}
 		size += s.Size
@@ -231,7 +231,7 @@ func (n *Node) adoptRemote(ctx context.Context, id catalog.SetID, found map[stri
 	encodings := make(map[int]string)
 	for _, s := range m.Shards {
 		if catalog.ShardLevel(s.Rank, s.Root, parts) < catalog.Remote {
-			if encodings[s.Rank], err = n.encodingOf(ctx, found[id.ShardName(s.Rank)].Place); err != nil {
+			if encodings[s.Rank], err = n.encodingOf(ctx, found[s.BlobName(id)].Place); err != nil {
 				return 0, fmt.Errorf("%v rank %d: %w", id, s.Rank, err)
 			}
 		}
@@ -242,9 +242,9 @@ func (n *Node) adoptRemote(ctx context.Context, id catalog.SetID, found map[stri
 			if catalog.ShardLevel(s.Rank, s.Root, parts) >= catalog.Remote {
 				continue // somebody says so already
 			}
-			f := found[id.ShardName(s.Rank)].Place
+			f := found[s.BlobName(id)].Place
 			f.Encoding = encodings[s.Rank]
-			t := catalog.PartShard{Rank: s.Rank, Size: s.Size, Root: s.Root, Durable: m.Created}
+			t := catalog.PartShard{Rank: s.Rank, Size: s.Size, Root: s.Root, Raw: s.Raw(), Durable: m.Created}
 			for _, old := range p.Shards {
 				if old.Rank == s.Rank && old.Root == s.Root {
 					t = old

@@ -40,7 +40,7 @@ func (n *Node) resumeShard(ctx context.Context, name string, b []byte) error {
 		return errors.Join(err, n.arena.DropRecord(name))
 	}
 	id := sealed.Info.Set
-	shard := id.ShardName(sealed.Info.Rank)
+	shard := sealed.Info.BlobName()
 	if _, err := n.local.Stat(shard); err == nil { // it was finished but for the record
 		return n.arena.DropRecord(name)
 	}

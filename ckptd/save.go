@@ -57,21 +57,22 @@ func (s *session) save(ctx context.Context, m *wire.Message, header []byte) erro
 	if m.Rank < 0 || m.Rank >= m.World {
 		return fmt.Errorf("save %v: %w: rank %d is not below the world size %d", id, catalog.ErrInvalid, m.Rank, m.World)
 	}
-	h, err := shardfile.ParseHeader(header, m.Size)
-	if err != nil {
-		return fmt.Errorf("save %v rank %d: %w: the header: %v", id, m.Rank, catalog.ErrInvalid, err)
+	info := catalog.ShardInfo{Set: id, Rank: m.Rank, World: m.World, Metrics: m.Metrics, File: m.File, Meta: m.Meta}
+	if m.Raw {
+		err = checkRaw(&info, m.Size, header)
+	} else {
+		err = checkHeader(&info, m.Size, header)
 	}
-	if h.FileSize != m.Size || int64(len(header)) != h.DataStart || len(header)%4096 != 0 {
-		return fmt.Errorf("save %v rank %d: %w: the header is of %d bytes for a file of %d, not %d for %d, or not padded to 4 KiB", id, m.Rank, catalog.ErrInvalid, h.DataStart, h.FileSize, len(header), m.Size)
+	if err != nil {
+		return fmt.Errorf("save %v rank %d: %w", id, m.Rank, err)
 	}
 	if err := s.n.begin(ctx, id, m.World, m.Metrics); err != nil {
 		return err
 	}
-	in, err := s.n.reserve(ctx, id.ShardName(m.Rank), m.Size)
+	in, err := s.n.reserve(ctx, info.BlobName(), m.Size)
 	if err != nil {
 		return fmt.Errorf("save %v rank %d: %w", id, m.Rank, err)
 	}
-	info := catalog.ShardInfo{Set: id, Rank: m.Rank, World: m.World, Metrics: m.Metrics}
 	sv := &saving{segments: make(map[int]*localtier.Segment), size: m.Size}
 	sv.w = shardwriter.New(shardwriter.Spec{Info: info, Size: m.Size, Header: header}, in, shardwriter.Options{
 		Journal: s.n.arena,
@@ -93,6 +94,40 @@ func (s *session) save(ctx context.Context, m *wire.Message, header []byte) erro
 		return err
 	}
 	return nil
+}
+
+// checkHeader refuses a shard of tensors whose header does not fit it.
+func checkHeader(info *catalog.ShardInfo, size int64, header []byte) error {
+	if info.Raw() || len(info.Meta) > 0 {
+		return fmt.Errorf("%w: a file's name or meta without raw", catalog.ErrInvalid)
+	}
+	if err := info.Set.CheckSaved(info.World, false); err != nil {
+		return err
+	}
+	h, err := shardfile.ParseHeader(header, size)
+	if err != nil {
+		return fmt.Errorf("%w: the header: %v", catalog.ErrInvalid, err)
+	}
+	if h.FileSize != size || int64(len(header)) != h.DataStart || len(header)%4096 != 0 {
+		return fmt.Errorf("%w: the header is of %d bytes for a file of %d, not %d for %d, or not padded to 4 KiB", catalog.ErrInvalid, h.DataStart, h.FileSize, len(header), size)
+	}
+	return nil
+}
+
+// checkRaw refuses a raw shard that could not be kept.
+func checkRaw(info *catalog.ShardInfo, size int64, header []byte) error {
+	switch {
+	case info.File == "":
+		return fmt.Errorf("%w: a raw shard needs the name of its file", catalog.ErrInvalid)
+	case len(header) > 0:
+		return fmt.Errorf("%w: a raw shard has no header, %d bytes came", catalog.ErrInvalid, len(header))
+	case size < 1 || size > catalog.MaxShardSize:
+		return fmt.Errorf("%w: a raw shard has 1 to %d bytes, not %d; an empty file has nothing to keep", catalog.ErrInvalid, int64(catalog.MaxShardSize), size)
+	}
+	if err := info.Check(); err != nil {
+		return err
+	}
+	return info.Set.CheckSaved(info.World, true)
 }
 
 // lend gives the client memory: as much as the shard needs, or as there is.
@@ -150,7 +185,7 @@ func (s *session) slot(m *wire.Message) error {
 
 // seal ends the stall. From here on the node alone carries the shard to the
 // disk and to its vote.
-func (s *session) seal(ctx context.Context) error {
+func (s *session) seal(ctx context.Context, m *wire.Message) error {
 	sv := s.saving
 	if sv == nil {
 		return fmt.Errorf("seal: %w: nothing is being saved", catalog.ErrConflict)
@@ -159,6 +194,10 @@ func (s *session) seal(ctx context.Context) error {
 	err := s.n.cat.CheckAttempt(ctx, id.Run, id.Attempt)
 	checked := err == nil
 	if err != nil && !errors.Is(err, catalog.ErrUnavailable) {
+		s.giveUp()
+		return err
+	}
+	if err := sv.w.AddMeta(m.Meta); err != nil {
 		s.giveUp()
 		return err
 	}

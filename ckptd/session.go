@@ -162,7 +162,7 @@ func (s *session) handle(ctx context.Context, m *wire.Message, payload []byte, f
 		}
 		return nil
 	case "seal":
-		return s.seal(ctx)
+		return s.seal(ctx, m)
 	case "abort":
 		s.giveUp()
 		return s.send(&wire.Message{T: "aborted"}, nil)

@@ -99,7 +99,7 @@ func (n *Node) voteSet(ctx context.Context, id catalog.SetID) error {
 		p.Index, p.Bulk = index, bulk
 		for _, s := range todo {
 			setShard(p, catalog.PartShard{
-				Rank: s.rank, Size: s.size, Root: s.root,
+				Rank: s.rank, Size: s.size, Root: s.root, Raw: s.info.Raw(),
 				Sealed: s.info.Sealed, Durable: s.durable, Local: true,
 			})
 		}

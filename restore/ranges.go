@@ -18,7 +18,11 @@ type ShardRef struct {
 	Rank int
 	Size int64          // bytes
 	Root catalog.Digest // of its seal
+	Raw  bool           // a file of any kind, not safetensors
 }
+
+// BlobName is the shard's name in every tier.
+func (s ShardRef) BlobName() string { return s.Set.BlobName(s.Rank, s.Raw) }
 
 func (s ShardRef) String() string { return fmt.Sprintf("%v rank %d", s.Set, s.Rank) }
 
@@ -33,7 +37,7 @@ func (s ShardRef) Whole() [][2]int64 {
 // Shard is the reference of a rank's shard.
 func (p *Plan) Shard(rank int) ShardRef {
 	s := &p.m.Shards[rank]
-	return ShardRef{Set: p.Set, Rank: rank, Size: s.Size, Root: s.Root}
+	return ShardRef{Set: p.Set, Rank: rank, Size: s.Size, Root: s.Root, Raw: s.Raw()}
 }
 
 // Ranks lists the ranks whose shards the plan reads.

@@ -80,9 +80,11 @@ func ParseRecord(b []byte) (*Sealed, error) {
 	if rec.Version != 1 {
 		return bad(fmt.Sprintf("version %d is unknown", rec.Version))
 	}
-	if rec.Size <= 0 || rec.Size > catalog.MaxShardSize || rec.Info.Set.Check() != nil ||
-		rec.Info.World < 1 || rec.Info.World > catalog.MaxWorld || rec.Info.Rank < 0 || rec.Info.Rank >= rec.Info.World {
+	if rec.Size <= 0 || rec.Size > catalog.MaxShardSize {
 		return bad("a field is out of range")
+	}
+	if err := rec.Info.Check(); err != nil {
+		return bad(err.Error())
 	}
 	blocks := catalog.Blocks(rec.Size)
 	if len(rec.Have) != (blocks+7)/8 || len(rec.CRCs) != 4*blocks {

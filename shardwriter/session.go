@@ -58,7 +58,7 @@ func (s Slot) at() [2]int { return [2]int{s.Seg, s.Index} }
 type Spec struct {
 	Info   catalog.ShardInfo
 	Size   int64  // bytes of the whole shard
-	Header []byte // its first bytes, put into the slots by the session
+	Header []byte // its first bytes, put into the slots by the session; a raw shard has none
 }
 
 // Options tune a session; the zero value works.
@@ -226,6 +226,29 @@ func (s *Session) write() {
 			s.opt.Free(p.slot)
 		}
 	}
+}
+
+// AddMeta adds strings about a raw shard, before Seal: some, as a hash of its
+// bytes, are known only when all were read.
+func (s *Session) AddMeta(meta map[string]string) error {
+	if len(meta) == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mu.sealed || s.mu.closed {
+		return fmt.Errorf("meta of %v: %w: it is sealed or given up", s.spec.Info.Set, catalog.ErrConflict)
+	}
+	info := s.spec.Info
+	if info.Meta = maps.Clone(info.Meta); info.Meta == nil {
+		info.Meta = make(map[string]string, len(meta))
+	}
+	maps.Copy(info.Meta, meta)
+	if err := info.Check(); err != nil {
+		return fmt.Errorf("meta of %v: %w", info.Set, err)
+	}
+	s.spec.Info = info
+	return nil
 }
 
 // Seal ends the copying. When it returns nil the shard survives the rank and,

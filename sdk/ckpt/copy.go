@@ -54,8 +54,9 @@ type copier struct {
 	c      *Client
 	ses    *session
 	parts  []part
-	header int64 // bytes of the header: the daemon has them
-	size   int64 // bytes of the file
+	header int64                    // bytes of the header: the daemon has them
+	size   int64                    // bytes of the file
+	meta   func() map[string]string // told with the seal, after the last byte
 
 	free chan slotRef
 	next atomic.Int64 // chunk to be copied
@@ -85,7 +86,7 @@ func (cp *copier) run(ctx context.Context) (level catalog.Level, err error) {
 			filled = cp.fillAll(ctx, workers, chunks)
 			close(full)
 			if filled == nil {
-				filled = cp.c.send(cp.ses, &wire.Message{T: "seal"}, nil)
+				filled = cp.c.send(cp.ses, &wire.Message{T: "seal", Meta: cp.meta()}, nil)
 			}
 			if filled != nil && !isBroken(filled) {
 				cp.ses.conn.U.Close() // our own failure: stop listening

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -58,6 +59,12 @@ type Save struct {
 	names map[string]bool
 	meta  map[string]string
 	file  *wholeFile // instead of parts
+	raw   string     // the file is a raw shard of this name
+
+	late struct { // told with the seal
+		sync.Mutex
+		meta map[string]string
+	}
 	over  bool
 	spent time.Duration // in Save
 }
@@ -145,9 +152,9 @@ func (s *Save) add(t catalog.Tensor, data any) error {
 
 // wholeFile is a shard that exists.
 type wholeFile struct {
-	header []byte
+	header []byte // a raw shard has none
 	size   int64
-	data   io.ReaderAt
+	source // of the bytes behind the header
 }
 
 // Shard makes the save a copy of an existing shard file of size bytes, byte for
@@ -160,7 +167,8 @@ func (s *Save) Shard(header []byte, size int64, file io.ReaderAt) error {
 	case len(header) == 0 || len(header)%dataAlign != 0 || int64(len(header)) > size:
 		return fmt.Errorf("shard: %w: a header of %d bytes for a file of %d; want a multiple of %d", catalog.ErrInvalid, len(header), size, dataAlign)
 	}
-	s.file = &wholeFile{header, size, file}
+	n := int64(len(header))
+	s.file = &wholeFile{header, size, source{at: io.NewSectionReader(file, n, size-n)}}
 	return nil
 }
 
@@ -169,12 +177,12 @@ func (f *wholeFile) parts() []part {
 	n := int64(len(f.header))
 	return []part{{
 		Tensor: catalog.Tensor{Name: "the whole file", Offset: n, Size: f.size - n},
-		data:   source{at: io.NewSectionReader(f.data, n, f.size-n)},
+		data:   f.source,
 	}}
 }
 
-// Meta adds an entry to the shard's metadata. Keys that begin with "ckptd."
-// are reserved for ckptd's own.
+// Meta adds an entry to the shard's metadata, or strings about a raw shard.
+// Keys that begin with "ckptd." are reserved for ckptd's own.
 func (s *Save) Meta(key, value string) { s.meta[key] = value }
 
 // Commit hands the shard to the daemon: admission, the copy, the seal. When it
@@ -210,10 +218,14 @@ func (s *Save) commit(ctx context.Context) (*Set, error) {
 		return nil, fmt.Errorf("%w: the header takes %d bytes, at most %d are possible; store large metadata as U8 tensors",
 			catalog.ErrInvalid, len(header), s.c.welcome.MaxHeader)
 	}
-	ses, a, err := s.c.ask(ctx, &wire.Message{
+	ask := &wire.Message{
 		T: "save", Run: s.at.Run, Step: s.at.Step, Attempt: s.opt.attempt, Rank: s.opt.rank, World: s.opt.world,
 		Size: size, Metrics: maps.Clone(s.opt.metrics),
-	}, header, nil, "admitted")
+	}
+	if s.raw != "" {
+		ask.Raw, ask.File, ask.Meta = true, s.raw, maps.Clone(s.meta)
+	}
+	ses, a, err := s.c.ask(ctx, ask, header, nil, "admitted")
 	if err != nil {
 		return nil, err
 	}
@@ -223,7 +235,7 @@ func (s *Save) commit(ctx context.Context) (*Set, error) {
 		ses.close()
 		return nil, fmt.Errorf("admitted: %w", err)
 	}
-	cp := &copier{c: s.c, ses: ses, parts: parts, header: int64(len(header)), size: size}
+	cp := &copier{c: s.c, ses: ses, parts: parts, header: int64(len(header)), size: size, meta: s.lateMeta}
 	level, err := cp.run(ctx)
 	if err != nil {
 		ses.close() // undoes the admission

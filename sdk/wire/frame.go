@@ -46,6 +46,9 @@ type Message struct {
 	World   int                `json:"world,omitempty"`
 	Size    int64              `json:"size,omitempty"`
 	Metrics map[string]float64 `json:"metrics,omitempty"`
+	Raw     bool               `json:"raw,omitempty"`
+	File    string             `json:"file,omitempty"`
+	Meta    map[string]string  `json:"meta,omitempty"`
 	Set     string             `json:"set,omitempty"`
 	Level   string             `json:"level,omitempty"`
 

@@ -54,19 +54,22 @@ func SetOf(r *catalog.SetRecord) Set {
 
 // Shard is one rank's row of `ckpt show`.
 type Shard struct {
-	Rank     int            `json:"rank"`
-	Size     int64          `json:"size"`
-	Root     catalog.Digest `json:"root"`
-	Node     string         `json:"node"`           // that voted for it
-	Local    []string       `json:"local"`          // nodes that have the file now
-	Path     string         `json:"path,omitempty"` // on this node
-	Remote   *catalog.Place `json:"remote,omitempty"`
-	Level    catalog.Level  `json:"level"`
-	Bad      string         `json:"bad,omitempty"`
-	Sealed   time.Time      `json:"sealed,omitzero"`
-	Durable  time.Time      `json:"durable,omitzero"`
-	Drained  time.Time      `json:"drained,omitzero"`
-	Verified time.Time      `json:"verified,omitzero"`
+	Rank     int               `json:"rank"`
+	Size     int64             `json:"size"`
+	Root     catalog.Digest    `json:"root"`
+	Raw      bool              `json:"raw,omitempty"`  // a file of any kind, not safetensors
+	File     string            `json:"file,omitempty"` // of a raw shard of a committed set: the name of the file it was
+	Meta     map[string]string `json:"meta,omitempty"` // of a raw shard of a committed set: what was said of it
+	Node     string            `json:"node"`           // that voted for it
+	Local    []string          `json:"local"`          // nodes that have the file now
+	Path     string            `json:"path,omitempty"` // on this node
+	Remote   *catalog.Place    `json:"remote,omitempty"`
+	Level    catalog.Level     `json:"level"`
+	Bad      string            `json:"bad,omitempty"`
+	Sealed   time.Time         `json:"sealed,omitzero"`
+	Durable  time.Time         `json:"durable,omitzero"`
+	Drained  time.Time         `json:"drained,omitzero"`
+	Verified time.Time         `json:"verified,omitzero"`
 }
 
 // SetDetail is `ckpt show`.
