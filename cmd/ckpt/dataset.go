@@ -4,7 +4,7 @@ import "github.com/spf13/cobra"
 
 func newDatasetCmd(a *app) *cobra.Command {
 	return group("dataset", "Training data: immutable versions, kept in packs, read in a shuffled order",
-		newDatasetShuffleCmd(a),
+		newDatasetImportCmd(a), newDatasetShuffleCmd(a),
 		newDatasetWarmCmd(a),
 		newDatasetLocateCmd(a),
 		newDatasetSettingsCmd(a),

@@ -140,3 +140,10 @@ func progressLine(p wire.Progress, took time.Duration, bar bool) string {
 	}
 	return b.String()
 }
+
+// total tells the end of work that was begun without knowing it.
+func (p *progress) total(n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mu.p.Total = n
+}
