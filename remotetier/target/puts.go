@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,11 +18,12 @@ type session struct {
 	conns int
 	left  time.Time // when the last connection went
 	puts  map[uint64]*put
-	done  []uint64 // puts that are committed, oldest first
+	done  []uint64 // puts that are over and remembered, oldest first
 }
 
-// maxDone is how many committed puts of a session are remembered, for a client
-// that asks again.
+// maxDone is how many puts of a session that are over are remembered: for a
+// client that asks again, and for a create that comes after its abort, because
+// the client gave up the connection that it was on.
 const maxDone = 256
 
 // wanted is what a client says of a column when it begins it.
@@ -224,7 +226,10 @@ func (h *handler) enter(id uint64, want wanted) (p *put, isNew bool, err error) 
 	case ss == nil:
 		return nil, false, errGivenUp
 	case ss.puts[id] != nil:
-		if p = ss.puts[id]; p.wanted != want {
+		if p = ss.puts[id]; p.wanted == (wanted{}) {
+			return nil, false, errGivenUp // before it was begun
+		}
+		if p.wanted != want {
 			return nil, false, fmt.Errorf("create %v: %w: the put is of %v", want.key, catalog.ErrInvalid, p.key)
 		}
 		return p, false, nil
@@ -386,31 +391,28 @@ func (h *handler) commit(ctx context.Context, id uint64) error {
 		}
 		_ = h.end(p, err) // after Commit it does nothing
 		if err == nil {
-			h.remember(id)
+			h.remember(id, p)
 		}
 		return err
 	})
 }
 
-// remember keeps a committed put for a client that asks again, and forgets the
-// oldest of too many.
-func (h *handler) remember(id uint64) {
+// remember keeps a put that is over, and forgets the oldest of too many.
+func (h *handler) remember(id uint64, p *put) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	ss := h.mu.sessions[h.session]
-	if ss == nil {
+	if ss == nil || slices.Contains(ss.done, id) {
 		return
 	}
-	if ss.done = append(ss.done, id); len(ss.done) > maxDone {
-		delete(ss.puts, ss.done[0])
-		ss.done = append(ss.done[:0], ss.done[1:]...)
-	}
+	ss.puts[id] = p
+	ss.forgetOldest(id)
 }
 
-// abort gives up what was not committed.
+// abort gives up what was not committed, or what is still to come.
 func (h *handler) abort(ctx context.Context, id uint64) error {
-	p := h.find(id)
-	if p == nil {
+	p, ok := h.findOrRefuse(id)
+	if !ok {
 		return nil
 	}
 	if err := p.take(ctx); err != nil {
@@ -421,6 +423,32 @@ func (h *handler) abort(ctx context.Context, id uint64) error {
 		return nil // committed, and remembered
 	}
 	err := h.end(p, errGivenUp)
-	h.forget(id)
+	h.remember(id, p)
 	return err
+}
+
+// findOrRefuse finds a put; one that is not there will not be begun any more.
+func (h *handler) findOrRefuse(id uint64) (p *put, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ss := h.mu.sessions[h.session]
+	if ss == nil {
+		return nil, false
+	}
+	if p = ss.puts[id]; p != nil {
+		return p, true
+	}
+	p = &put{turn: make(chan struct{}, 1), over: true, err: errGivenUp}
+	p.release()
+	ss.puts[id] = p
+	ss.forgetOldest(id)
+	return nil, false
+}
+
+// forgetOldest counts a put among those that are over.
+func (ss *session) forgetOldest(id uint64) {
+	if ss.done = append(ss.done, id); len(ss.done) > maxDone {
+		delete(ss.puts, ss.done[0])
+		ss.done = append(ss.done[:0], ss.done[1:]...)
+	}
 }

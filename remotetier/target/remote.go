@@ -290,7 +290,7 @@ func maybeDone(err error) bool {
 
 // maxOrphans bounds what a Remote remembers to give up. More than that are
 // given up with the session.
-const maxOrphans = 32
+const maxOrphans = 256
 
 func (r *Remote) orphan(id uint64) {
 	r.mu.Lock()

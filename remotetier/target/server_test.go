@@ -150,6 +150,40 @@ func TestTwiceIsOnce(t *testing.T) {
 	}
 }
 
+// TestPromise5CreateAfterItsAbort: the client gave up a create with its
+// connection and said so on another one, and the target reads them the other
+// way round. Nothing is begun that nobody will ever end.
+func TestPromise5CreateAfterItsAbort(t *testing.T) {
+	s := serve(t, "t0", target.ServerOptions{})
+	c, b := s.raw(tcp.Options{}), random(1<<20, 1)
+	if err := c.abort(1); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.create(1, aKey, len(b)); !errors.Is(err, catalog.ErrUnavailable) {
+		t.Errorf("create after its abort = %v, want ErrUnavailable", err)
+	}
+	if err := errors.Join(c.create(2, aKey, len(b)), c.abort(2)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.create(2, aKey, len(b)); !errors.Is(err, catalog.ErrUnavailable) { // the same request, delivered late
+		t.Errorf("the second create after the abort = %v, want ErrUnavailable", err)
+	}
+	for id := range uint64(1000) { // what is remembered is bounded
+		if err := c.abort(10 + id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := os.ReadDir(filepath.Join(s.dir, "staging")); err != nil || len(left) > 0 {
+		t.Errorf("staging holds %v, %v", left, err)
+	}
+	if st := s.server.Stats(); st.Puts != 0 {
+		t.Errorf("Stats = %+v, want no puts", st)
+	}
+	if err := errors.Join(c.create(5000, aKey, len(b)), c.write(5000, 0, b), c.commit(5000)); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSecondWriteEndsTheFirst: a write whose client is silent gives way to the
 // same write on another connection.
 func TestSecondWriteEndsTheFirst(t *testing.T) {
