@@ -1,0 +1,264 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/datasets/order"
+	"github.com/ckptd/ckptd/sdk/ckpt"
+)
+
+// workload is what one accelerator of MLPerf Storage asks for: a batch, then
+// time to compute. part divides bytes and step where a batch would not fit.
+type workload struct {
+	name   string
+	batch  int
+	bytes  int64 // of a sample
+	step   time.Duration
+	part   int
+	enough float64 // utilisation to pass
+}
+
+var workloads = []workload{
+	{"resnet50", 400, 114_660, 224 * time.Millisecond, 1, 0.90}, // H100
+	{"unet3d", 7, 146_600_000, 323 * time.Millisecond, 8, 0.90}, // H100
+	{"cosmoflow", 1, 2_830_000, 3500 * time.Microsecond, 1, 0.70},
+	{"retinanet", 24, 323_000, 47_550 * time.Microsecond, 1, 0.85}, // B200
+}
+
+const (
+	auReaders     = 4 // threads that read ahead for one accelerator
+	auAhead       = 2 // batches that wait for it
+	auTime        = 2 * time.Second
+	maxEmulations = 512 // accelerators
+)
+
+// scaled is the workload at its part: the same bytes a second.
+func (w workload) scaled() workload {
+	w.bytes /= int64(w.part)
+	w.step /= time.Duration(w.part)
+	return w
+}
+
+// benchAU finds how many emulated accelerators this node feeds.
+func benchAU(ctx context.Context, b *bench) error {
+	for _, w := range workloads {
+		if err := b.accelerators(ctx, w.scaled()); err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+	}
+	return nil
+}
+
+// accelerators measures one workload: samples in packs, through the SDK, and
+// as plain files, one a sample.
+func (b *bench) accelerators(ctx context.Context, w workload) (err error) {
+	d, err := b.start(ctx, 256<<20)
+	if err != nil {
+		return err
+	}
+	defer func() { err = d.finish(err) }()
+	n := max(int(b.opt.Size/w.bytes), 2*w.batch)
+	folder := filepath.Join(b.dir, "files")
+	defer func() { err = errors.Join(err, os.RemoveAll(folder)) }()
+	file := func(i int64) string {
+		return filepath.Join(folder, fmt.Sprintf("%04d", i/1000), fmt.Sprintf("%08d.bin", i))
+	}
+	b.opt.Log(fmt.Sprintf("au: %s, %d samples of %d bytes", w.name, n, w.bytes))
+	_, err = d.putDataset(ctx, w.name, n, w.bytes, func(i int, p []byte) error {
+		if err := os.MkdirAll(filepath.Dir(file(int64(i))), 0o700); err != nil {
+			return err
+		}
+		return os.WriteFile(file(int64(i)), p, 0o600)
+	})
+	if err != nil {
+		return err
+	}
+	ds, err := d.client.OpenDataset(ctx, w.name+"@1")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, ds.Close()) }()
+	product, at, err := most(ctx, w, ds, func(ctx context.Context, batch []int64, _ []byte) error {
+		return ds.Batch(ctx, batch, func(_ int, s ckpt.Sample) error {
+			touched.Add(touch(s.Data[0]))
+			return nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	plain, plainAt, err := most(ctx, w, ds, func(_ context.Context, batch []int64, buf []byte) error {
+		for _, i := range batch {
+			f, err := os.Open(file(i))
+			if err != nil {
+				return err
+			}
+			n, err := f.ReadAt(buf[:w.bytes], 0)
+			f.Close()
+			if err != nil {
+				return err
+			}
+			touched.Add(touch(buf[:n]))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	detail := fmt.Sprintf("accelerators at %.0f %% (%.1f %% of %d; plain files: %.1f %% of %d); batches of %d × %s, %v each%s; %s of data (a submission has 5 × memory: %s), so it is in the page cache after once; compute is waited for",
+		100*w.enough, 100*at, product, 100*plainAt, plain, w.batch, amount(float64(w.bytes), "B"), w.step, scaleOf(w), amount(float64(int64(n)*w.bytes), "B"), amount(5*memory(), "B"))
+	if plain == 0 {
+		b.limit("au."+w.name, float64(product), "%s", detail)
+	} else {
+		b.versus("au."+w.name, []float64{float64(product)}, []float64{float64(plain)}, "%s", detail)
+	}
+	return nil
+}
+
+func scaleOf(w workload) string {
+	if w.part == 1 {
+		return ""
+	}
+	return fmt.Sprintf(" (samples and steps are 1/%d of the real ones, the bytes a second are the same)", w.part)
+}
+
+// memory is the machine's, in bytes.
+func memory() float64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return 0
+	}
+	return float64(info.Totalram) * float64(info.Unit)
+}
+
+// touched takes the sums, so that no read of memory is removed.
+var touched atomic.Uint64
+
+type readBatch func(ctx context.Context, batch []int64, buf []byte) error
+
+// most is how many accelerators are kept busy enough, and how busy that many are.
+func most(ctx context.Context, w workload, ds *ckpt.Dataset, read readBatch) (n int, busy float64, err error) {
+	try := func(k int) (bool, error) {
+		u, err := emulate(ctx, w, ds, k, read)
+		if err == nil && u >= w.enough {
+			n, busy = k, u
+		}
+		return u >= w.enough, err
+	}
+	if _, err := emulate(ctx, w, ds, 1, read); err != nil { // once, so that the data is in memory
+		return 0, 0, err
+	}
+	bad := 1
+	for ; bad <= maxEmulations; bad *= 2 {
+		if ok, err := try(bad); err != nil || !ok {
+			if err != nil {
+				return 0, 0, err
+			}
+			break
+		}
+	}
+	for bad-n > max(1, n/16) && n < maxEmulations { // finer is within what a run differs from the next
+		ok, err := try((n + bad) / 2)
+		if err != nil {
+			return 0, 0, err
+		}
+		if !ok {
+			bad = (n + bad) / 2
+		}
+	}
+	return n, busy, nil
+}
+
+// emulate runs k accelerators beside each other, each with an order of its own
+// over all samples, and gives their utilisation: compute by time from the first
+// batch on.
+func emulate(ctx context.Context, w workload, ds *ckpt.Dataset, k int, read readBatch) (float64, error) {
+	steps := max(8, int(auTime/w.step))
+	g, ctx := errgroup.WithContext(ctx)
+	spent := make([]time.Duration, k)
+	for a := range k {
+		o, err := order.New(ds.Len(), order.NewKey(ds.Index().Digest(), uint64(a), 0), order.Global)
+		if err != nil {
+			return 0, err
+		}
+		ready := make(chan time.Time, auAhead)
+		var next atomic.Int64 // batch
+		for range auReaders {
+			g.Go(func() error {
+				buf, batch := make([]byte, w.bytes), make([]int64, w.batch)
+				for {
+					t := next.Add(1) - 1
+					if t >= int64(steps) {
+						return nil
+					}
+					for i := range batch {
+						batch[i] = o.At((t*int64(w.batch) + int64(i)) % o.Len())
+					}
+					if err := read(ctx, batch, buf); err != nil {
+						return err
+					}
+					select {
+					case ready <- time.Now():
+					case <-ctx.Done():
+						return context.Cause(ctx)
+					}
+				}
+			})
+		}
+		g.Go(func() (err error) {
+			spent[a], err = compute(ctx, w.step, steps, ready)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return 0, err
+	}
+	var all time.Duration
+	for _, s := range spent {
+		all += s
+	}
+	return float64(k) * float64(steps) * float64(w.step) / float64(all), nil
+}
+
+// compute takes batches and waits a step for each. A step begins when the one
+// before has ended and its batch is there; timers that are late count for nobody.
+func compute(ctx context.Context, step time.Duration, steps int, ready <-chan time.Time) (time.Duration, error) {
+	var first, end time.Time
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for range steps {
+		var at time.Time
+		select {
+		case at = <-ready:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+		if first.IsZero() {
+			first, end = at, at
+		}
+		if at.After(end) {
+			end = at
+		}
+		end = end.Add(step)
+		timer.Reset(time.Until(end))
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+	if first.IsZero() {
+		return 0, fmt.Errorf("emulate: %w: no step", catalog.ErrInvalid)
+	}
+	return end.Sub(first), nil
+}
