@@ -23,6 +23,9 @@ PY      := sdk/python
 TOOLS   := $(CURDIR)/.cache/bin
 VENV    := $(CURDIR)/.venv
 VENVPY  := $(VENV)/bin/python
+# The images of the quickstart: any folder will do.
+ICONS   := $(CURDIR)/.cache/tango/usr/share/icons
+IMAGES  ?= $(ICONS)
 # Python finds the SDK in the tree, and the programs in bin/.
 WITHSDK := PYTHONPATH=$(CURDIR)/$(PY) PATH=$(CURDIR)/bin:$$PATH
 GOFILES  = $$(git ls-files --cached --others --exclude-standard '*.go' | while read -r f; do test ! -e "$$f" || echo "$$f"; done)
@@ -43,8 +46,14 @@ build-ofi: gomods libfabric ## the same with RDMA, by libfabric
 	@mkdir -p bin
 	CGO_ENABLED=1 $(GO) build -tags ofi -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/ckptd ./cmd/ckpt
 
-quickstart: build $(VENV)/.quickstart ## the main job, end to end, on real weights, with kills and losses on the way
-	@$(WITHSDK) $(VENVPY) $(PY)/examples/quickstart.py --bin bin
+quickstart: build $(VENV)/.quickstart $(if $(filter $(ICONS),$(IMAGES)),$(ICONS)) ## the main job and training data, end to end, on real weights and images, with kills and losses on the way
+	@$(WITHSDK) $(VENVPY) $(PY)/examples/quickstart.py --bin bin --images "$(IMAGES)"
+
+# A package that is taken apart and not installed.
+$(ICONS):
+	$(call step,downloading the images (Debian package tango-icon-theme: 1.2 MB),apt-get with a package list (apt-get update) and dpkg-deb; or your own folder: make quickstart IMAGES=DIR,\
+		rm -rf .cache/tango && mkdir -p .cache/tango && cd .cache/tango && apt-get download -qq -o APT::Sandbox::User=root tango-icon-theme && dpkg-deb -x tango-icon-theme_*.deb .)
+	@touch $@
 
 # A virtual machine needs root for its packages, and minutes; CI has both.
 test: gotest pytest $(if $(CI),test-ofi test-rdma,rdma-elsewhere) ## go vet, all Go tests, all Python tests; with CI=true also test-ofi and test-rdma

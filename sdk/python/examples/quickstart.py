@@ -2,7 +2,8 @@
 
 `make quickstart` runs it. Four ranks save a model through the daemon; every rank is killed (SIGKILL) the moment its
 save returned, the daemon in the middle of its drain; then the local copies are deleted, one remote column is corrupted
-and another deleted, and the checkpoint must come back byte for byte. Everything happens in a temporary folder that is
+and another deleted, and the checkpoint must come back byte for byte. Then quickstart_data.py reads images as a data set
+that a checkpoint resumes. Everything happens in a temporary folder that is
 removed at the end, whatever the end is.
 """
 
@@ -21,14 +22,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import quickstart_data
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from telling import Failed, mb, rate, tell, took, until
 
 import ckptd
 
@@ -63,36 +67,6 @@ def train(weights: Path, rank: int) -> None:
 
 
 # --- the story --------------------------------------------------------------------------------------------------------
-
-
-class Failed(Exception):
-    """The quickstart did not show what it is there to show."""
-
-
-def tell(title: str, text: str) -> None:
-    print(f"  {title:<9} {text}", flush=True)
-
-
-def mb(size: float) -> str:
-    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
-
-
-def rate(size: float, seconds: float) -> str:
-    return f"{size / 1e9 / seconds:.2f} GB/s"
-
-
-def took(seconds: float) -> str:
-    return f"{seconds * 1e3:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
-
-
-def until(what: str, timeout: float, check: Callable[[], Any]) -> float:
-    """Waits until check() is true and returns how long that took, in seconds."""
-    begin = time.perf_counter()
-    while not check():
-        if time.perf_counter() - begin > timeout:
-            raise Failed(f"waited {timeout:.0f} s for {what}")
-        time.sleep(0.005)
-    return time.perf_counter() - begin
 
 
 class Processes:
@@ -318,6 +292,7 @@ How to go on:
   bin/ckpt status | ls | show | why        look at it; every command takes --json
   PYTHONPATH=sdk/python .venv/bin/python   import ckptd; ckptd.save("my/run", step=1, state={...})
                                            state = ckptd.load("my/run@latest")
+  bin/ckpt dataset import DIR my-images    data = ckptd.data.Dataset("my-images"); ckptd.save(..., data=data)
   make crash | make bench                  the same claims under 200 kills, and beside their yardsticks
   README.md                                what is promised, how it is done, and what is not there yet
 """
@@ -364,7 +339,7 @@ def interrupted(_signum: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def run(bin_dir: Path) -> int:
+def run(bin_dir: Path, images: Path) -> int:
     for s in STOPS:
         signal.signal(s, interrupted)
     begin = time.perf_counter()
@@ -375,6 +350,8 @@ def run(bin_dir: Path) -> int:
             daemon = Daemon(bin_dir / "ckptd", home, processes)
             try:
                 story(bin_dir, weights, home, processes, daemon)
+                env = {**os.environ, "CKPTD_SOCKET": str(daemon.socket)}
+                quickstart_data.story(images, partial(ckpt, bin_dir, env), processes.start, env)
             except (Failed, OSError, RuntimeError, ValueError):
                 if daemon.log.exists():
                     print("\nThe daemon's last words:", *daemon.log.read_text().splitlines()[-20:], sep="\n  ")
@@ -396,12 +373,13 @@ def run(bin_dir: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bin", type=Path, default=Path("bin"), help="where ckptd and ckpt are")
+    parser.add_argument("--images", type=Path, default=Path(".cache/tango/usr/share/icons"), help="a folder of images")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.rank is not None:
         train(args.weights, args.rank)
-    return run(args.bin.resolve())
+    return run(args.bin.resolve(), args.images.resolve())
 
 
 if __name__ == "__main__":
