@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/datasets/order"
 	"github.com/ckptd/ckptd/sdk/ckpt"
 )
@@ -36,10 +35,10 @@ var workloads = []workload{
 }
 
 const (
-	auReaders     = 4 // threads that read ahead for one accelerator
-	auAhead       = 2 // batches that wait for it
-	auTime        = 2 * time.Second
-	maxEmulations = 512 // accelerators
+	auReaders     = 4               // threads that read ahead for one accelerator
+	auAhead       = 2               // batches that wait for it
+	auTime        = 2 * time.Second // of a window, at least
+	maxEmulations = 512             // accelerators
 )
 
 // scaled is the workload at its part: the same bytes a second.
@@ -115,8 +114,8 @@ func (b *bench) accelerators(ctx context.Context, w workload) (err error) {
 	if err != nil {
 		return err
 	}
-	detail := fmt.Sprintf("accelerators at %.0f %% (%.1f %% of %d; plain files: %.1f %% of %d); batches of %d × %s, %v each%s; %s of data (a submission has 5 × memory: %s), so it is in the page cache after once; compute is waited for",
-		100*w.enough, 100*at, product, 100*plainAt, plain, w.batch, amount(float64(w.bytes), "B"), w.step, scaleOf(w), amount(float64(int64(n)*w.bytes), "B"), amount(5*memory(), "B"))
+	detail := fmt.Sprintf("accelerators at %.0f %% (%.1f %% of %d; plain files: %.1f %% of %d); batches of %d × %d bytes, %v each%s; %s of data (a submission has 5 × memory: %s), so it is in the page cache after once; compute is waited for",
+		100*w.enough, 100*at, product, 100*plainAt, plain, w.batch, w.bytes, w.step, scaleOf(w), amount(float64(int64(n)*w.bytes), "B"), amount(5*memory(), "B"))
 	if plain == 0 {
 		b.limit("au."+w.name, float64(product), "%s", detail)
 	} else {
@@ -180,12 +179,17 @@ func most(ctx context.Context, w workload, ds *ckpt.Dataset, read readBatch) (n 
 }
 
 // emulate runs k accelerators beside each other, each with an order of its own
-// over all samples, and gives their utilisation: compute by time from the first
-// batch on.
+// over all samples, and gives their utilisation: the time all of them computed
+// within one window, which opens when what was read ahead at the start is used up.
 func emulate(ctx context.Context, w workload, ds *ckpt.Dataset, k int, read readBatch) (float64, error) {
-	steps := max(8, int(auTime/w.step))
-	g, ctx := errgroup.WithContext(ctx)
-	spent := make([]time.Duration, k)
+	from := time.Now().Add(max(auTime/2, 2*(auReaders+auAhead)*w.step))
+	to := from.Add(max(auTime, 10*w.step))
+	var done atomic.Bool
+	busy := make([]time.Duration, k)
+	readers, rctx := errgroup.WithContext(ctx)
+	rctx, stop := context.WithCancel(rctx)
+	defer stop()
+	var computing errgroup.Group
 	for a := range k {
 		o, err := order.New(ds.Len(), order.NewKey(ds.Index().Digest(), uint64(a), 0), order.Global)
 		if err != nil {
@@ -194,71 +198,91 @@ func emulate(ctx context.Context, w workload, ds *ckpt.Dataset, k int, read read
 		ready := make(chan time.Time, auAhead)
 		var next atomic.Int64 // batch
 		for range auReaders {
-			g.Go(func() error {
+			readers.Go(func() error {
 				buf, batch := make([]byte, w.bytes), make([]int64, w.batch)
-				for {
+				for !done.Load() {
 					t := next.Add(1) - 1
-					if t >= int64(steps) {
-						return nil
-					}
 					for i := range batch {
 						batch[i] = o.At((t*int64(w.batch) + int64(i)) % o.Len())
 					}
-					if err := read(ctx, batch, buf); err != nil {
+					if err := read(rctx, batch, buf); err != nil {
+						if done.Load() {
+							return nil // it was stopped
+						}
 						return err
 					}
 					select {
 					case ready <- time.Now():
-					case <-ctx.Done():
-						return context.Cause(ctx)
+					case <-rctx.Done():
+						return nil
 					}
 				}
+				return nil
 			})
 		}
-		g.Go(func() (err error) {
-			spent[a], err = compute(ctx, w.step, steps, ready)
-			return err
+		computing.Go(func() error {
+			busy[a] = compute(rctx, w.step, ready, from, to)
+			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
+	_ = computing.Wait() // they do not fail
+	done.Store(true)
+	stop()
+	if err := readers.Wait(); err != nil {
+		return 0, err
+	}
+	if err := context.Cause(ctx); err != nil {
 		return 0, err
 	}
 	var all time.Duration
-	for _, s := range spent {
-		all += s
+	for _, b := range busy {
+		all += b
 	}
-	return float64(k) * float64(steps) * float64(w.step) / float64(all), nil
+	return float64(all) / (float64(k) * float64(to.Sub(from))), nil
 }
 
-// compute takes batches and waits a step for each. A step begins when the one
-// before has ended and its batch is there; timers that are late count for nobody.
-func compute(ctx context.Context, step time.Duration, steps int, ready <-chan time.Time) (time.Duration, error) {
-	var first, end time.Time
+// compute takes batches and waits a step for each, until to; it gives the time
+// of the steps that is between from and to. A step begins when the one before
+// has ended and its batch is there; timers that are late count for nobody.
+func compute(ctx context.Context, step time.Duration, ready <-chan time.Time, from, to time.Time) (busy time.Duration) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for range steps {
-		var at time.Time
+	var end time.Time
+	for end.Before(to) {
+		timer.Reset(time.Until(to))
 		select {
-		case at = <-ready:
+		case at := <-ready:
+			if at.After(end) {
+				end = at
+			}
+		case <-timer.C:
+			return busy
 		case <-ctx.Done():
-			return 0, context.Cause(ctx)
+			return busy
 		}
-		if first.IsZero() {
-			first, end = at, at
-		}
-		if at.After(end) {
-			end = at
-		}
+		begin := end
 		end = end.Add(step)
+		busy += max(0, earlier(end, to).Sub(later(begin, from)))
 		timer.Reset(time.Until(end))
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
-			return 0, context.Cause(ctx)
+			return busy
 		}
 	}
-	if first.IsZero() {
-		return 0, fmt.Errorf("emulate: %w: no step", catalog.ErrInvalid)
+	return busy
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
 	}
-	return end.Sub(first), nil
+	return b
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

@@ -6,30 +6,41 @@ import (
 	"time"
 )
 
-// TestCompute: an accelerator that gets its batches in time is busy always; one
-// that waits as long as it computes, half of the time.
+// TestCompute: within its window an accelerator that gets its batches in time
+// is busy always; one that waits as long as it computes, half of the time.
 func TestCompute(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		every time.Duration // between batches
-		want  time.Duration // for 10 steps of 10 ms
+		want  time.Duration // in a window of 200 ms
 	}{
-		{"InTime", 5 * time.Millisecond, 100 * time.Millisecond},
-		{"JustInTime", 10 * time.Millisecond, 100 * time.Millisecond},
-		{"Late", 20 * time.Millisecond, 190 * time.Millisecond},
+		{"InTime", 5 * time.Millisecond, 200 * time.Millisecond},
+		{"JustInTime", 10 * time.Millisecond, 200 * time.Millisecond},
+		{"Late", 20 * time.Millisecond, 100 * time.Millisecond},
+		{"Never", time.Hour, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ready := make(chan time.Time)
+				stop := make(chan struct{})
+				defer close(stop)
+				from := time.Now().Add(100 * time.Millisecond)
 				go func() {
-					for range 10 {
-						time.Sleep(tt.every)
-						ready <- time.Now()
+					for {
+						select {
+						case <-time.After(tt.every):
+						case <-stop:
+							return
+						}
+						select {
+						case ready <- time.Now():
+						case <-stop:
+							return
+						}
 					}
 				}()
-				got, err := compute(t.Context(), 10*time.Millisecond, 10, ready)
-				if err != nil || got != tt.want {
-					t.Errorf("10 steps took %v, %v, want %v", got, err, tt.want)
+				if got := compute(t.Context(), 10*time.Millisecond, ready, from, from.Add(200*time.Millisecond)); got != tt.want {
+					t.Errorf("busy %v, want %v", got, tt.want)
 				}
 			})
 		})
