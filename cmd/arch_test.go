@@ -97,6 +97,7 @@ var foreign = map[string][]string{
 	"github.com/klauspost/compress/":   {"ckptd", "remotetier/planes", "datasets/source", "cmd/ckpt/bench"},
 	"github.com/minio/minio-go/v7":     {"remotetier/s3/bucket", "remotetier/s3/s3test"},
 	"github.com/zeebo/blake3":          {"datasets/pack", "datasets/index", "datasets/order", "remotetier", "cmd/ckpt/bench", "cmd/ckptd"},
+	"github.com/hanwen/go-fuse/v2/":    {"fuse"},
 	"github.com/spf13/cobra":           {"cmd/ckpt", "cmd/ckptd", "cmd/ckpt/bench"},
 	"github.com/spf13/pflag":           {"cmd/ckpt", "cmd/ckptd"},
 	"github.com/BurntSushi/toml":       {"cmd/ckptd"},
