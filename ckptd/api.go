@@ -183,6 +183,11 @@ func (n *Node) routes(h *server.Hertz, network bool) {
 	r.get("/v1/dataset/locate", n.getDatasetPlaces)
 	r.get("/v1/dataset/settings", n.getDatasetSettings)
 	r.post("/v1/dataset/settings", n.postDatasetSettings)
+	if !network { // folders of this machine are not the network's business
+		r.get("/v1/mounts", n.getMounts)
+		r.post("/v1/mount", n.postMount)
+		r.post("/v1/unmount", n.postUnmount)
+	}
 	if network {
 		n.packRoutes(r)
 		n.peerRoutes(r)

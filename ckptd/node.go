@@ -29,6 +29,7 @@ import (
 	"github.com/ckptd/ckptd/localtier"
 	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/restore"
+	"github.com/ckptd/ckptd/sdk/wire"
 )
 
 // Config is what a daemon is told. Zero values mean the defaults given.
@@ -44,23 +45,24 @@ type Config struct {
 	Insecure bool     // allow Listen off loopback without TLS and token
 	UIDs     []uint32 // users besides the daemon's own and root that may use the socket; their group must be able to open it
 
-	Cache       int64         // most bytes of copies of packs, default half of the local tier
-	MaxSessions int           // connections of SDKs, default 4096
-	Layout      string        // default layout of runs, "k+m"; "" by the number of targets
-	Unit        int64         // stripe unit, bytes; default 1 MiB
-	Compress    string        // what runs without a policy do on the way to the remote tier: "" or catalog.CompressNone, catalog.CompressZstd
-	Grace       time.Duration // between a prune's tombstone and the removal of bytes, default 5 min
-	Incomplete  time.Duration // abort sets still writing after this, default 1 h
-	LeaseTTL    time.Duration // of the coordinator, default 3 s
-	Heartbeat   time.Duration // of the node's record, default 5 s
-	RepairAfter time.Duration // how long a target is down before its columns are rebuilt elsewhere, default 15 min
-	ScrubEvery  time.Duration // between two looks at every column of a target; 0: only when ordered
-	ScrubGrace  time.Duration // between the first sight of a column that no record names and its removal, default 1 h
-	Probe       time.Duration // between two looks at each target, default 5 s
-	TargetDown  time.Duration // a target that nobody reached for so long is down, default 30 s
-	NATS        string        // for status: "embedded" or a URL
-	Data        string        // for status
-	Log         *slog.Logger  // nil: slog.Default()
+	Cache       int64               // most bytes of copies of packs, default half of the local tier
+	MaxSessions int                 // connections of SDKs, default 4096
+	Layout      string              // default layout of runs, "k+m"; "" by the number of targets
+	Unit        int64               // stripe unit, bytes; default 1 MiB
+	Compress    string              // what runs without a policy do on the way to the remote tier: "" or catalog.CompressNone, catalog.CompressZstd
+	Grace       time.Duration       // between a prune's tombstone and the removal of bytes, default 5 min
+	Incomplete  time.Duration       // abort sets still writing after this, default 1 h
+	LeaseTTL    time.Duration       // of the coordinator, default 3 s
+	Heartbeat   time.Duration       // of the node's record, default 5 s
+	RepairAfter time.Duration       // how long a target is down before its columns are rebuilt elsewhere, default 15 min
+	ScrubEvery  time.Duration       // between two looks at every column of a target; 0: only when ordered
+	ScrubGrace  time.Duration       // between the first sight of a column that no record names and its removal, default 1 h
+	Probe       time.Duration       // between two looks at each target, default 5 s
+	TargetDown  time.Duration       // a target that nobody reached for so long is down, default 30 s
+	NATS        string              // for status: "embedded" or a URL
+	Data        string              // for status, and where it is remembered what is mounted; "": it is not
+	Mounts      []wire.MountRequest // to be there from the beginning
+	Log         *slog.Logger        // nil: slog.Default()
 }
 
 func (c Config) withDefaults() Config {
@@ -113,8 +115,8 @@ type Node struct {
 	stats   Stats
 	peers   peerClient
 
-	kickVote, kickDrain, kickCollect, kickEvict, kickLead, kickFollow, kickBeat, kickRepair, kickScrub kick
-	finishing                                                                                          sync.WaitGroup // sealed shards being written
+	kickVote, kickDrain, kickCollect, kickEvict, kickLead, kickFollow, kickBeat, kickRepair, kickScrub, kickMount kick
+	finishing                                                                                                     sync.WaitGroup // sealed shards being written
 
 	trouble struct {
 		sync.Mutex
@@ -141,6 +143,7 @@ type Node struct {
 		renewed time.Time
 	}
 	prefetch prefetch
+	mounts   mounts
 	stopping chan struct{} // closed when Run ends: long answers end
 }
 
@@ -153,7 +156,7 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	n := &Node{
 		cfg: cfg, cat: t.Catalog, local: t.Local, arena: t.Arena, remote: t.Remote,
 		log: cfg.Log, started: time.Now(),
-		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(), kickFollow: newKick(), kickBeat: newKick(), kickRepair: newKick(), kickScrub: newKick(),
+		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(), kickFollow: newKick(), kickBeat: newKick(), kickRepair: newKick(), kickScrub: newKick(), kickMount: newKick(),
 	}
 	n.elector = catalog.Elector{Catalog: t.Catalog, Node: cfg.Name, TTL: cfg.LeaseTTL}
 	n.trouble.lines = make(map[string]string)
@@ -169,6 +172,7 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	n.inv.init()
 	n.repair.init()
 	n.scrub.init()
+	n.initMounts()
 	var err error
 	if n.peers, err = newPeerClient(cfg); err != nil {
 		return nil, err
@@ -206,6 +210,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.loop(ctx, "repair", n.kickRepair, repairEvery, n.repairOnce) })
 	g.Go(func() error { return n.loop(ctx, "scrub", n.kickScrub, scrubEvery, n.scrubOnce) })
 	g.Go(func() error { return n.loop(ctx, "collect", n.kickCollect, 10*time.Second, n.collectOnce) })
+	g.Go(func() error { return n.loop(ctx, "mount", n.kickMount, mountEvery, n.mountOnce) })
 	g.Go(func() error { return n.loop(ctx, "heartbeat", n.kickBeat, n.cfg.Heartbeat, n.beat) })
 	g.Go(func() error { return n.loop(ctx, "cache", newKick(), tidyEvery, n.tidyPacks) })
 	g.Go(func() error { return n.loop(ctx, "prefetch", n.prefetch.kick, prefetchEvery, n.prefetchOnce) })
@@ -216,6 +221,11 @@ func (n *Node) Run(ctx context.Context) error {
 	for _, serve := range servers {
 		g.Go(func() error { return serve(ctx) })
 	}
+	// Mounts go first: what they show needs the mirror and the targets.
+	g.Go(func() error {
+		<-ctx.Done()
+		return errors.Join(ctx.Err(), n.endMounts())
+	})
 	err = g.Wait()
 	n.finishing.Wait()
 	n.prefetch.wg.Wait()

@@ -67,7 +67,7 @@ var layers = map[string][]string{
 	"ckptd/packs": {"restore", "localtier", "catalog"},
 	"ckptd": {
 		"ckptd/packs", "datasets/index", "datasets/order", "remotetier/traffic", "restore", "shardwriter", "shardwriter/shardfile", "localtier", "localtier/vfs",
-		"remotetier", "remotetier/stripe", "remotetier/planes", "sdk/wire", "catalog",
+		"remotetier", "remotetier/stripe", "remotetier/planes", "ckptd/tree", "fuse", "sdk/wire", "catalog",
 	},
 	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/posix", "remotetier/s3", "remotetier/s3/bucket", "remotetier/target", "remotetier/fabric", "remotetier/fabric/ofi", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "remotetier/traffic", "sdk/wire", "catalog"},
 	"cmd/ckpt":  {"cmd/ckpt/bench", "datasets", "datasets/source", "datasets/store", "datasets/order", "sdk/ckpt", "sdk/bundle", "sdk/bundle/objects", "remotetier/s3/bucket", "shardwriter/shardfile", "sdk/wire", "catalog"},

@@ -52,6 +52,9 @@ type settings struct {
 	TargetProbe string   `toml:"target-probe"`
 	TargetDown  string   `toml:"target-down"`
 	AllowUIDs   []string `toml:"allow-uids"`
+	Mounts      []string `toml:"mounts"`
+	MountOther  bool     `toml:"mount-allow-other"`
+	MountCheck  bool     `toml:"mount-checked"`
 	LogLevel    string   `toml:"log-level"`
 }
 
@@ -90,6 +93,9 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.TargetProbe, "target-probe", "5s", "time between two looks at each target; two without an answer make it suspect")
 	f.StringVar(&s.TargetDown, "target-down", "30s", "a target that nobody reached for so long is down: what it held is rebuilt elsewhere")
 	f.StringSliceVar(&s.AllowUIDs, "allow-uid", nil, "user id that may use the socket besides the daemon's own and root, may be repeated")
+	f.StringSliceVar(&s.Mounts, "mount", nil, "empty folder in which to show checkpoints and datasets as files, may be repeated; as ckpt mount")
+	f.BoolVar(&s.MountOther, "mount-allow-other", false, "let other users look into --mount too")
+	f.BoolVar(&s.MountCheck, "mount-checked", false, "check every byte that is read from --mount, instead of having the kernel read files itself")
 	f.StringVar(&s.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
 
@@ -107,7 +113,7 @@ func (s *settings) merge(path string, f *pflag.FlagSet) error {
 	if _, err := toml.DecodeFile(path, &file); err != nil {
 		return fmt.Errorf("--config %s: %w: %v", path, catalog.ErrInvalid, err)
 	}
-	flagOf := map[string]string{"disks": "disk", "allow-uids": "allow-uid"}
+	flagOf := map[string]string{"disks": "disk", "allow-uids": "allow-uid", "mounts": "mount"}
 	for key, v := range file {
 		name := key
 		if n, ok := flagOf[key]; ok {

@@ -25,6 +25,7 @@ import (
 	"github.com/ckptd/ckptd/localtier/vfs"
 	"github.com/ckptd/ckptd/remotetier"
 	"github.com/ckptd/ckptd/remotetier/traffic"
+	"github.com/ckptd/ckptd/sdk/wire"
 )
 
 func newServe() *cobra.Command {
@@ -159,6 +160,12 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 			return cfg, fmt.Errorf("--allow-uid %q: %w: want a number", u, catalog.ErrInvalid)
 		}
 		cfg.UIDs = append(cfg.UIDs, uint32(v))
+	}
+	for _, dir := range s.Mounts {
+		if dir, err = filepath.Abs(dir); err != nil {
+			return cfg, fmt.Errorf("--mount: %w", err)
+		}
+		cfg.Mounts = append(cfg.Mounts, wire.MountRequest{Dir: dir, AllowOther: s.MountOther, Checked: s.MountCheck})
 	}
 	if s.TokenFile != "" {
 		if cfg.Token, err = readToken(s.TokenFile); err != nil {

@@ -95,7 +95,7 @@ func TestOpenAPIHasTheFieldsOfTheTypes(t *testing.T) {
 	for _, v := range []any{
 		AttachRequest{}, AttachReply{}, WaitRequest{}, TagRequest{}, PinRequest{}, RemoveRequest{}, PruneRequest{},
 		PolicyRequest{}, VerifyRequest{}, FsckRequest{}, Run{}, Set{}, SetDetail{}, Shard{}, Why{}, Status{}, Disk{},
-		Target{}, Targets{}, TargetAddRequest{}, TargetRemoveRequest{}, TargetDrainRequest{}, RepairRequest{}, RepairResult{}, RebalanceRequest{}, RebalanceResult{}, RebalanceMove{}, ScrubRequest{}, ScrubResult{}, Node{}, Prune{}, PruneItem{}, Progress{}, VerifyResult{}, BadCopy{}, RebuildResult{}, FsckResult{},
+		Target{}, Targets{}, TargetAddRequest{}, TargetRemoveRequest{}, TargetDrainRequest{}, RepairRequest{}, RepairResult{}, RebalanceRequest{}, RebalanceResult{}, RebalanceMove{}, ScrubRequest{}, ScrubResult{}, Mount{}, Mounts{}, MountRequest{}, UnmountRequest{}, Node{}, Prune{}, PruneItem{}, Progress{}, VerifyResult{}, BadCopy{}, RebuildResult{}, FsckResult{},
 		FsckProblem{}, Line{}, WarmRequest{}, WarmNode{}, WarmResult{}, DatasetNode{}, DatasetPlaces{}, DatasetSettings{}, Cache{}, catalog.Place{}, catalog.Event{}, catalog.Tensor{}, catalog.Manifest{},
 		catalog.Retention{}, catalog.Policy{},
 	} {

@@ -252,6 +252,26 @@ type RepairResult struct {
 	Left    []string `json:"left"`              // blobs that lack columns all the same, and why
 }
 
+// Mount is what a daemon shows as files in a folder of its machine.
+type Mount struct {
+	Dir         string `json:"dir"`
+	Mounted     bool   `json:"mounted"` // it is there now
+	AllowOther  bool   `json:"allow_other"`
+	Checked     bool   `json:"checked"`
+	Kernel      string `json:"kernel,omitempty"` // version of its FUSE protocol
+	Passthrough bool   `json:"passthrough"`
+	Why         string `json:"why,omitempty"` // there is no passthrough
+	Open        int    `json:"open"`          // files, now
+	Plain       int64  `json:"opens_plain"`   // since it was mounted, by how they are served
+	Direct      int64  `json:"opens_direct"`
+	Passed      int64  `json:"opens_passthrough"`
+}
+
+// Mounts is the answer of /v1/mounts.
+type Mounts struct {
+	Mounts []Mount `json:"mounts"`
+}
+
 // ScrubResult ends an answer of /v1/scrub.
 type ScrubResult struct {
 	Started bool     `json:"started,omitempty"` // it goes on in the daemons; the rest is not known yet
@@ -344,6 +364,14 @@ type (
 	RepairRequest struct {
 		Run  string `json:"run,omitempty"`  // default all
 		Wait bool   `json:"wait,omitempty"` // until it is done; otherwise it goes on without the caller
+	}
+	MountRequest struct {
+		Dir        string `json:"dir"` // absolute
+		AllowOther bool   `json:"allow_other,omitempty"`
+		Checked    bool   `json:"checked,omitempty"` // no passthrough: every byte that is read is checked
+	}
+	UnmountRequest struct {
+		Dir string `json:"dir"`
 	}
 	ScrubRequest struct {
 		Target string `json:"target,omitempty"` // default all

@@ -1,0 +1,44 @@
+package ckptd
+
+import (
+	"context"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/ckptd/packs"
+	"github.com/ckptd/ckptd/ckptd/tree"
+	"github.com/ckptd/ckptd/datasets/index"
+	"github.com/ckptd/ckptd/fuse"
+)
+
+// mountedVersion is a version as a tree wants it.
+type mountedVersion struct{ v *Version }
+
+var _ tree.Version = mountedVersion{}
+
+// OpenVersion brings a version's index here and maps it.
+func (m mountStore) OpenVersion(ctx context.Context, rec catalog.SetRecord) (tree.Version, error) {
+	v, err := m.n.openVersion(ctx, rec.SetID)
+	if err != nil {
+		return nil, err
+	}
+	return mountedVersion{v}, nil
+}
+
+func (m mountedVersion) Index() *index.Index { return m.v.Index }
+func (m mountedVersion) Close() error        { return m.v.Close() }
+
+// OpenPack opens a pack in the cache: the kernel may read it once it is whole
+// and checked; until then it comes as it arrives, and no pages of it are kept.
+func (m mountedVersion) OpenPack(ctx context.Context, i int) (fuse.File, error) {
+	h, err := m.v.Pack(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	return mountedPack{h}, nil
+}
+
+// mountedPack is a pack that is open in a mount.
+type mountedPack struct{ *packs.Handle }
+
+// Direct says that the pack is on its way to have a file of its own.
+func (mountedPack) Direct() bool { return true }

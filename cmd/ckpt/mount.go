@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ckptd/ckptd/sdk/ckpt"
+	"github.com/ckptd/ckptd/sdk/wire"
+)
+
+func newMountCmd(a *app) *cobra.Command {
+	var req wire.MountRequest
+	cmd := &cobra.Command{
+		Use: "mount [DIR]", Short: "Show checkpoints and datasets as files in a folder; without DIR: list the mounts", Args: args(0, 1),
+		Long: `Has the daemon show what it has as files in an empty folder of this machine, and returns when
+they are there:
+
+  DIR/checkpoints/RUN/STEP/rank-00000.safetensors     DIR/checkpoints/RUN/latest
+  DIR/datasets/NAME/VERSION/…                         DIR/datasets/NAME/latest
+  DIR/datasets/NAME/VERSION/.shuffle/SEED/EPOCH/RANK-of-WORLD.tar
+
+Only committed sets are shown. Files that are whole on this node are read by the kernel itself
+where it can (Linux 6.9, and a daemon that runs as root), others come through the daemon, from
+a peer or the remote tier. A daemon that starts again has the mounts of the last one.`,
+		RunE: func(cmd *cobra.Command, dirs []string) error {
+			return a.with(cmd.Context(), func(c *ckpt.Client) error {
+				if len(dirs) == 0 {
+					all, err := c.Mounts(cmd.Context())
+					if err != nil {
+						return err
+					}
+					return a.print(wire.Mounts{Mounts: all}, func(w io.Writer) {
+						for i := range all {
+							printMount(w, &all[i])
+						}
+					})
+				}
+				dir, err := filepath.Abs(dirs[0])
+				if err != nil {
+					return err
+				}
+				req.Dir = dir
+				m, err := c.Mount(cmd.Context(), req)
+				if err != nil {
+					return err
+				}
+				return a.print(m, func(w io.Writer) { printMount(w, m) })
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&req.AllowOther, "allow-other", false, "let other users look in too")
+	cmd.Flags().BoolVar(&req.Checked, "checked", false, "check every byte that is read, instead of having the kernel read files itself")
+	return cmd
+}
+
+func printMount(w io.Writer, m *wire.Mount) {
+	how := "the kernel reads what is whole on this node"
+	switch {
+	case !m.Mounted:
+		how = "not mounted yet; `ckpt status` tells why"
+	case !m.Passthrough:
+		how = "everything goes through the daemon: " + m.Why
+	}
+	fmt.Fprintf(w, "%s  %s open; %s\n", m.Dir, plural(m.Open, "file", "files"), how)
+}
+
+func newUnmountCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use: "unmount DIR", Short: "Take a mount away", Args: args(1, 1),
+		RunE: func(cmd *cobra.Command, dirs []string) error {
+			dir, err := filepath.Abs(dirs[0])
+			if err != nil {
+				return err
+			}
+			return a.with(cmd.Context(), func(c *ckpt.Client) error { return c.Unmount(cmd.Context(), dir) })
+		},
+	}
+}
