@@ -20,7 +20,7 @@ import (
 func (m mountStore) OpenShard(ctx context.Context, rec catalog.SetRecord, shard catalog.Shard) (fuse.File, error) {
 	n := m.n
 	if !m.checked {
-		f, err := n.backing(shardBlob(rec.SetID, shard), shard.Root)
+		f, err := n.backing(shard.BlobName(rec.SetID), shard.Root)
 		if err == nil {
 			n.stats.Loads.Add(1)
 			return f, nil
@@ -136,6 +136,3 @@ func (s *sliceAt) WriteAt(p []byte, off int64) (int, error) {
 	}
 	return copy(s.b[off-s.off:], p), nil
 }
-
-// shardBlob is a shard's name in every tier.
-func shardBlob(id catalog.SetID, s catalog.Shard) string { return id.ShardName(s.Rank) }

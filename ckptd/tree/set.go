@@ -43,7 +43,12 @@ func layoutOf(m *catalog.Manifest, size int64) *layout {
 	return l
 }
 
+// nameOf is what a shard's file is called: as the file that it was, where that
+// is a name. A manifest is checked when it is parsed; here nothing may depend on it.
 func nameOf(s catalog.Shard) string {
+	if s.Raw() && catalog.CheckFile(s.File) == nil {
+		return s.File
+	}
 	return fmt.Sprintf("rank-%05d.safetensors", s.Rank)
 }
 
