@@ -186,7 +186,12 @@ func TestStoryRepair(t *testing.T) {
 		ctx, cancel := short(t)
 		defer cancel()
 		res, err := f.c[1].Repair(ctx, "run", true, nil)
-		if err != nil || res.Columns != 2 || len(res.Left) > 0 {
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The scrub may be at one of the two columns, or have mended it.
+		left := slices.DeleteFunc(slices.Clone(res.Left), func(said string) bool { return strings.Contains(said, "somebody else is writing it") })
+		if res.Columns > 2 || len(left) > 0 {
 			t.Errorf("Repair = %+v, %v", res, err)
 		}
 		eventually(t, "both columns are back", func() error { return f.whole(steps, append(dead, "t0")...) })
