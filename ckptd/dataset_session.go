@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -89,7 +88,7 @@ func (s *session) keep(h *packs.Handle) {
 
 // dataset answers with the index of a version.
 func (s *session) dataset(ctx context.Context, m *wire.Message) error {
-	ref, err := datasetRef(m.Ref)
+	ref, err := catalog.ParseDatasetRef(m.Ref)
 	if err != nil {
 		return err
 	}
@@ -119,7 +118,7 @@ func setOf(s string) (catalog.SetID, error) {
 	if err := id.Check(); err != nil {
 		return id, err
 	}
-	if !strings.HasPrefix(string(id.Run), "_datasets/") {
+	if _, ok := catalog.DatasetName(id.Run); !ok {
 		return id, fmt.Errorf("%v: %w: not a dataset's version; ask with the set that `dataset` answered", id, catalog.ErrInvalid)
 	}
 	return id, nil
@@ -158,7 +157,8 @@ func (s *session) pack(ctx context.Context, m *wire.Message) error {
 
 // isPack says whether a load is of a raw shard that the cache serves.
 func isPack(set string) bool {
-	return strings.HasPrefix(set, "_packs/") || strings.HasPrefix(set, "_datasets/")
+	ref, err := catalog.ParseRef(set)
+	return err == nil && ref.Run.Reserved()
 }
 
 // loadPack fills a client's memory with ranges of a pack, from what has arrived

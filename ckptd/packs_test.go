@@ -91,16 +91,3 @@ func TestPlanNeeds(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
-
-func TestDatasetRef(t *testing.T) {
-	for in, want := range map[string]string{"a": "_datasets/a@latest", "a/b@3": "_datasets/a/b@3", "a@latest": "_datasets/a@latest"} {
-		if got, err := datasetRef(in); err != nil || got.String() != want {
-			t.Errorf("%q: %v %v, want %s", in, got, err, want)
-		}
-	}
-	for _, bad := range []string{"", "@3", "_packs/a", "../x@1", "a@-1"} {
-		if got, err := datasetRef(bad); err == nil {
-			t.Errorf("%q is taken for %v", bad, got)
-		}
-	}
-}

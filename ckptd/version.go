@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,21 +33,10 @@ type Version struct {
 // versionLease is how long a version is leased at a time; it is renewed.
 const versionLease = 6 * time.Hour
 
-// datasetRef reads NAME@3, NAME@latest or NAME.
-func datasetRef(s string) (catalog.Ref, error) {
-	if !strings.Contains(s, "@") {
-		s += "@latest"
-	}
-	if strings.HasPrefix(s, "_") {
-		return catalog.Ref{}, fmt.Errorf("dataset %.200q: %w: names that begin with _ are ckptd's own", s, catalog.ErrInvalid)
-	}
-	return catalog.ParseRef("_datasets/" + s)
-}
-
 // OpenVersion opens a dataset's version by reference: NAME@3, NAME@latest, or
 // NAME. The index comes to this node's disk first. Many openers share one.
 func (n *Node) OpenVersion(ctx context.Context, ref string) (*Version, error) {
-	r, err := datasetRef(ref)
+	r, err := catalog.ParseDatasetRef(ref)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -84,7 +85,7 @@ func OpenArena(dir string, opt ArenaOptions) (_ *Arena, err error) {
 	a := &Arena{dir: filepath.Clean(dir), warmed: make(chan struct{})}
 	a.mu.segs, a.mu.odd = map[int]*Segment{}, map[int]*Segment{}
 	a.mu.held, a.mu.records = map[string]int{}, map[string]bool{}
-	if err := vfs.OS.MkdirAll(a.dir); err != nil {
+	if err := errors.Join(ownFolder(a.dir), vfs.OS.MkdirAll(a.dir)); err != nil {
 		return nil, fmt.Errorf("open arena: %w", err)
 	}
 	if a.lock, err = vfs.OS.Lock(filepath.Join(a.dir, lockFile)); err != nil {
@@ -101,6 +102,38 @@ func OpenArena(dir string, opt ArenaOptions) (_ *Arena, err error) {
 		a.warm(ctx)
 	}()
 	return a, nil
+}
+
+// ownFolder refuses a folder that others use, as /dev/shm itself: an arena makes
+// its folder one that only its user can enter. Nothing is changed before.
+func ownFolder(dir string) error {
+	bad := func(why string) error {
+		return fmt.Errorf("%w: %s is not an arena's: %s; give the arena a folder of its own, as %s (it is made)",
+			catalog.ErrInvalid, dir, why, filepath.Join(dir, "ckptd"))
+	}
+	fi, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !fi.IsDir():
+		return fmt.Errorf("%w: %s is not a folder", catalog.ErrInvalid, dir)
+	case fi.Mode()&os.ModeSticky != 0:
+		return bad("users share it")
+	case fi.Mode().Perm() == 0o700:
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if n := e.Name(); n != lockFile && !strings.HasPrefix(n, segPrefix) && !strings.HasPrefix(n, recordPrefix) {
+			return bad(fmt.Sprintf("it has %q in it", n))
+		}
+	}
+	return nil
 }
 
 func (a *Arena) open(opt ArenaOptions) error {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -298,4 +299,36 @@ func TestArenaBounds(t *testing.T) {
 	if _, err := a.Lend(t.Context(), 1, 0); !errors.Is(err, catalog.ErrInvalid) {
 		t.Errorf("Lend(0) = %v", err)
 	}
+}
+
+// TestArenaLeavesSharedFoldersAlone: a folder that others use is refused, and
+// neither its mode nor what is in it changes.
+func TestArenaLeavesSharedFoldersAlone(t *testing.T) {
+	shared, used := t.TempDir(), t.TempDir()
+	if err := os.Chmod(shared, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chmod(used, 0o755), os.WriteFile(filepath.Join(used, "theirs"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for dir, files := range map[string]int{shared: 0, used: 1} {
+		before, _ := os.Stat(dir)
+		_, err := OpenArena(dir, small)
+		if !errors.Is(err, catalog.ErrInvalid) || !strings.Contains(err.Error(), "folder of its own") {
+			t.Errorf("%v: got %v", before.Mode(), err)
+		}
+		after, _ := os.Stat(dir)
+		if entries, _ := os.ReadDir(dir); after.Mode() != before.Mode() || len(entries) != files {
+			t.Errorf("mode %v was %v, %d entries, want %d", after.Mode(), before.Mode(), len(entries), files)
+		}
+	}
+	empty := t.TempDir() // as an orchestrator mounts it
+	if err := os.Chmod(empty, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	openArena(t, empty, small)
+	if fi, _ := os.Stat(empty); fi.Mode().Perm() != 0o700 {
+		t.Errorf("got mode %v, want 0700", fi.Mode())
+	}
+	openArena(t, filepath.Join(shared, "ckptd"), small)
 }
