@@ -29,32 +29,45 @@ def u(data: bytes, at: int, size: int) -> int:
 
 
 def read_pack(b: bytes) -> list[dict[str, Any]]:
-    assert b[:8] == b"ckptPACK" and u(b, 8, 4) == 1 and u(b, 12, 4) == 64 and crc32c(b[:60]) == u(b, 60, 4)
+    assert b[:8] == b"ckptPACK"
+    assert u(b, 8, 4) == 1
+    assert u(b, 12, 4) == 64
+    assert crc32c(b[:60]) == u(b, 60, 4)
     f = b[-64:]
-    assert f[:8] == b"ckptPEND" and u(f, 8, 4) == 1 and crc32c(f[:60]) == u(f, 60, 4)
+    assert f[:8] == b"ckptPEND"
+    assert u(f, 8, 4) == 1
+    assert crc32c(f[:60]) == u(f, 60, 4)
     table, n, total = struct.unpack_from("<QQQ", f, 16)
-    assert len(b) == table + 64 * n + 64 and crc32c(b[table:-64]) == u(f, 56, 4)
+    assert len(b) == table + 64 * n + 64
+    assert crc32c(b[table:-64]) == u(f, 56, 4)
     records, at = [], 64
     for i in range(n):
         off, size, crc, zero, stamp, blake3 = struct.unpack_from("<QQIIQ32s", b, table + 64 * i)
-        assert off == at and zero == 0 and crc32c(b[off : off + size]) == crc
+        assert off == at
+        assert zero == 0
+        assert crc32c(b[off : off + size]) == crc
         at = (off + size + 63) // 64 * 64
         assert not any(b[off + size : at])
         records.append({"size": size, "stamp": stamp, "blake3": blake3})
-    assert at == table and sum(r["size"] for r in records) == total
+    assert at == table
+    assert sum(r["size"] for r in records) == total
     return records
 
 
 class Index:
     def __init__(self, b: bytes) -> None:
-        assert b[:8] == b"ckptINDX" and u(b, 8, 4) == 1 and u(b, 12, 4) == 9 and crc32c(b[:4092]) == u(b, 4092, 4)
+        assert b[:8] == b"ckptINDX"
+        assert u(b, 8, 4) == 1
+        assert u(b, 12, 4) == 9
+        assert crc32c(b[:4092]) == u(b, 4092, 4)
         size, self.entries, self.files, self.bytes, self.samples, self.packs = struct.unpack_from("<6Q", b, 16)
         assert size == len(b)
         self.part: list[bytes] = [b""]
         at = 4096
         for i in range(9):
             number, version, off, n, crc, zero = struct.unpack_from("<IIQQII", b, 128 + 32 * i)
-            assert (number, version, zero) == (i + 1, 1, 0) and off == (at + 63) // 64 * 64
+            assert (number, version, zero) == (i + 1, 1, 0)
+            assert off == (at + 63) // 64 * 64
             self.part.append(b[off : off + n])
             assert crc32c(self.part[-1]) == crc
             at = off + n
@@ -63,7 +76,8 @@ class Index:
     def entry(self, i: int) -> dict[str, Any]:
         word, time, parent, a, size, c, crc, mode, _ = struct.unpack_from("<QQIIQQIHH", self.part[1], 48 * i)
         at, n = word & (1 << 48) - 1, word >> 48 & 0xFF
-        e = {"name": self.part[2][at : at + n], "parent": parent, "kind": word >> 56, "mode": mode, "crc": crc, "size": size}
+        e = {"name": self.part[2][at : at + n], "parent": parent, "kind": word >> 56, "mode": mode, "crc": crc}
+        e["size"] = size
         e["mtime"] = ((time >> 30) - (1 << 31), time & (1 << 30) - 1)
         if e["kind"] == 1:
             e.update(first=a, count=c & 0xFFFFFFFF, folders=c >> 32)
@@ -95,7 +109,8 @@ class Index:
         if kind == 1:
             files = [u(data, at + 4 * k, 4) for k in range(lo, hi)]
             return [(file, 0, self.entry(file)["size"]) for file in files]
-        return [(u(data, at + 16 * k, 4), u(data, at + 16 * k + 4, 6), u(data, at + 16 * k + 10, 6)) for k in range(lo, hi)]
+        rows = [at + 16 * k for k in range(lo, hi)]
+        return [(u(data, row, 4), u(data, row + 4, 6), u(data, row + 10, 6)) for row in rows]
 
 
 def test_a_pack_is_what_the_page_says():
@@ -111,13 +126,18 @@ def test_an_index_is_what_the_page_says():
     ]  # fmt: skip
     entries = [x.entry(i) for i in range(x.entries)]
     assert (entries[0]["first"], entries[0]["count"], entries[0]["folders"]) == (1, 6, 3)
-    assert entries[3]["mode"] == 0o1777 and entries[3]["mtime"] == (-5, 7)
+    assert entries[3]["mode"] == 0o1777
+    assert entries[3]["mtime"] == (-5, 7)
     assert entries[10]["target"] == b"../dogs/\xff.jpg"
     files = [e for e in entries if e["kind"] == 2]
-    assert len(files) == x.files and sum(e["size"] for e in files) == x.bytes
+    assert len(files) == x.files
+    assert sum(e["size"] for e in files) == x.bytes
     by_hash = [u(x.part[4], at, 4) for at in range(0, len(x.part[4]), 4)]
-    assert by_hash == sorted(by_hash, key=lambda i: entries[i]["hash"]) and len(by_hash) == x.files
-    assert entries[11]["pack"] == 0xFFFFFFFF and entries[9]["pack"] == 0 and entries[9]["offset"] == 256
+    assert by_hash == sorted(by_hash, key=lambda i: entries[i]["hash"])
+    assert len(by_hash) == x.files
+    assert entries[11]["pack"] == 0xFFFFFFFF
+    assert entries[9]["pack"] == 0
+    assert entries[9]["offset"] == 256
 
 
 def test_the_packs_of_an_index():
@@ -125,8 +145,10 @@ def test_the_packs_of_an_index():
     first = 0
     for i in range(x.packs):
         step, attempt, kind, _, root, start, n, at, length = struct.unpack_from("<QIIQ32sQQII", x.part[5], 80 * i)
-        assert (step, attempt, kind) == (1000 + i, 1, 1 if i == 0 else 2) and any(root)
-        assert start == first and x.part[6][at : at + length] == b"_packs/pets"
+        assert (step, attempt, kind) == (1000 + i, 1, 1 if i == 0 else 2)
+        assert any(root)
+        assert start == first
+        assert x.part[6][at : at + length] == b"_packs/pets"
         first += n
     assert first == x.samples - 1  # one is of an empty file
     assert x.part[9] == b'{"kind":"pets"}'
