@@ -65,7 +65,7 @@ gotest: gomods $(TOOLS)/versitygw-$(strip $(VERSITYGW))
 	$(GO) vet ./...
 	$(GO) test -timeout 20m ./...
 
-pytest: build $(VENV)/.test
+pytest: build $(VENV)/.test $(VENV)/.torch
 	$(WITHSDK) $(VENVPY) -m pytest -q $(PY)/tests
 
 test-ofi: gomods libfabric ## the RDMA fabric's suite, and a daemon with targets, over libfabric's provider tcp
@@ -138,6 +138,15 @@ $(VENV)/.made:
 
 $(VENV)/.test: $(PY)/requirements-test.txt $(VENV)/.made
 	$(call step,installing $(PY)/requirements-test.txt,PyPI or a mirror of it (pip config set global.index-url URL),\
+		$(VENVPY) -m pip install -q --disable-pip-version-check -r $<)
+	@touch $@
+
+TORCHCPU := https://download.pytorch.org/whl/cpu
+
+$(VENV)/.torch: $(PY)/requirements-torch.txt $(VENV)/.test
+	@echo "installing torch for the tests with it: 200 MB from $(TORCHCPU), or 3 GB from PyPI where that is out of reach"
+	$(call step,installing $(PY)/requirements-torch.txt,$(TORCHCPU) or PyPI or a mirror of it (pip config set global.index-url URL),\
+		$(VENVPY) -m pip install -q --disable-pip-version-check --timeout 5 --retries 0 --index-url $(TORCHCPU) "$$(grep ^torch== $<)" 2>/dev/null || true; \
 		$(VENVPY) -m pip install -q --disable-pip-version-check -r $<)
 	@touch $@
 

@@ -244,7 +244,7 @@ def test_the_cursor_lies_in_the_checkpoint(server: packs.Server, client: ckptd.C
 
 @pytest.mark.parametrize("how", ["fork", "spawn"])
 def test_workers_of_torch(server: packs.Server, how: str) -> None:
-    pytest.importorskip("torch")
+    import torch  # noqa: F401  its tests are never skipped: make installs it
     with dataset(server, seed=4, rank=0, world_size=1) as d, ckptd.monitor.watch() as m:
         loader = d.loader(batch_size=8, num_workers=2, multiprocessing_context=how)
         first = [number(s) for _, b in zip(range(3), loader, strict=False) for s in b]

@@ -1,4 +1,4 @@
-"""torch tensors. torch is no requirement of the tests (see README); these run wherever it can be imported."""
+"""torch tensors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from shards import decode, encode, names
 
 import ckptd
-
-torch = pytest.importorskip("torch")
 
 TYPES = [
     n for n in (
