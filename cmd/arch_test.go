@@ -72,7 +72,7 @@ var layers = map[string][]string{
 	"cmd/ckptd": {"ckptd", "catalog/natscatalog", "remotetier/posix", "remotetier/s3", "remotetier/s3/bucket", "remotetier/target", "remotetier/fabric", "remotetier/fabric/ofi", "remotetier/fabric/tcp", "localtier", "localtier/vfs", "remotetier", "remotetier/stripe", "remotetier/traffic", "sdk/wire", "catalog"},
 	"cmd/ckpt":  {"cmd/ckpt/bench", "datasets", "datasets/source", "datasets/store", "datasets/order", "sdk/ckpt", "sdk/bundle", "sdk/bundle/objects", "remotetier/s3/bucket", "shardwriter/shardfile", "sdk/wire", "catalog"},
 	// The yardsticks of a benchmark are the parts that the product is made of.
-	"cmd/ckpt/bench": {"datasets/pack", "datasets/index", "datasets/order", "remotetier", "remotetier/target", "remotetier/fabric", "remotetier/fabric/tcp", "sdk/ckpt", "remotetier/planes", "shardwriter/shardfile", "catalog/natscatalog", "sdk/wire", "catalog"},
+	"cmd/ckpt/bench": {"datasets", "datasets/source", "datasets/store", "datasets/pack", "datasets/index", "datasets/order", "remotetier", "remotetier/target", "remotetier/fabric", "remotetier/fabric/tcp", "sdk/ckpt", "remotetier/planes", "shardwriter/shardfile", "catalog/natscatalog", "sdk/wire", "catalog"},
 
 	// Helpers of tests: no program may contain them.
 	"cmd":                          nil,

@@ -64,7 +64,7 @@ type suite struct {
 	run  func(context.Context, *bench) error
 }
 
-var suites = []suite{{"save", benchSave}, {"restore", benchRestore}, {"drain", benchDrain}, {"fabric", benchFabric}, {"repair", benchRepair}, {"catalog", benchCatalog}, {"order", benchOrder}, {"dataset", benchDataset}, {"au", benchAU}}
+var suites = []suite{{"save", benchSave}, {"restore", benchRestore}, {"drain", benchDrain}, {"fabric", benchFabric}, {"repair", benchRepair}, {"catalog", benchCatalog}, {"order", benchOrder}, {"dataset", benchDataset}, {"dataset", benchImport}, {"au", benchAU}}
 
 // Report is what a run found.
 type Report struct {
@@ -117,6 +117,7 @@ var goals = map[string]struct {
 	"order.index":           {"ns", 300, "lower"},
 	"order.index.window":    {"ns", 300, "lower"},
 	"dataset.epoch":         {"B/s", 0.80, "higher"},
+	"dataset.import":        {"B/s", 0.50, "higher"},
 	"au.resnet50":           {"", 0, "higher"},
 	"au.unet3d":             {"", 0, "higher"},
 	"au.cosmoflow":          {"", 0, "higher"},
