@@ -22,7 +22,7 @@ func newExportCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "export REF DEST", Short: "Copy a set out as plain files that are complete and readable alone",
 		Long: `Copies a set to DEST, a directory or s3://BUCKET/PREFIX?endpoint=https://HOST:PORT: for each
-rank rank-NNNNN.safetensors, which any tool that reads safetensors reads, and its checksums; the
+rank rank-NNNNN.safetensors, which any tool that reads safetensors reads (a raw shard: rank-NNNNN.bin), and its checksums; the
 set's tags in set.json; and at last manifest.json. Without that the set is not there. Every byte
 is checked on the way. Credentials of a bucket come from AWS_ACCESS_KEY_ID and
 AWS_SECRET_ACCESS_KEY, ~/.aws/credentials, or the machine's role.

@@ -150,7 +150,8 @@ func TestDir(t *testing.T) {
 	t.Run("Ours", func(t *testing.T) {
 		for name, want := range map[string]bool{
 			"manifest.json": true, "set.json": true, "rank-00000.safetensors": true, "rank-00012.safetensors.seal": true,
-			".rank-00012.safetensors.exporting": true, "rank-0.safetensors": false, "model.safetensors": false, ".ssh": false, "rank-00000.safetensors.bak": false,
+			".rank-00012.safetensors.exporting": true, "rank-00003.bin": true, ".rank-00003.bin.seal.exporting": true, "rank-3.bin": false, "rank-00003.tar": false,
+			"rank-0.safetensors": false, "model.safetensors": false, ".ssh": false, "rank-00000.safetensors.bak": false,
 		} {
 			if got := ours(name); got != want {
 				t.Errorf("ours(%q) = %v, want %v", name, got, want)

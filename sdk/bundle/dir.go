@@ -71,8 +71,8 @@ func ours(name string) bool {
 	}
 	rank := 0
 	name = strings.TrimSuffix(name, sealSuffix)
-	n, err := fmt.Sscanf(name, "rank-%d.safetensors", &rank)
-	return n == 1 && err == nil && name == ShardFile(rank)
+	n, err := fmt.Sscanf(name, "rank-%d.", &rank)
+	return n == 1 && err == nil && (name == ShardFile(rank) || name == RawFile(rank))
 }
 
 // makeDir makes a folder and those above it, durably.

@@ -93,7 +93,7 @@ func (e *export) run(ctx context.Context, info *wire.Set) error {
 		return err
 	}
 	for i := range m.Shards {
-		e.done.Files = append(e.done.Files, ShardFile(i), SealFile(i))
+		e.done.Files = append(e.done.Files, fileOf(&m.Shards[i]), sealFileOf(&m.Shards[i]))
 	}
 	record, err := json.Marshal(recordOf(m, info))
 	if err != nil {
@@ -135,7 +135,7 @@ func (e *export) free(ctx context.Context, manifest *catalog.Seal) error {
 
 // shard copies one shard and its seal, unless both are there.
 func (e *export) shard(ctx context.Context, s *catalog.Shard) error {
-	name := ShardFile(s.Rank)
+	name := fileOf(s)
 	has, err := e.to.Has(ctx, name, s.Size, s.Root)
 	if err != nil {
 		return err
@@ -154,7 +154,7 @@ func (e *export) shard(ctx context.Context, s *catalog.Shard) error {
 		return err
 	}
 	e.wrote(s.Size)
-	return e.small(ctx, SealFile(s.Rank), seal.Marshal())
+	return e.small(ctx, sealFileOf(s), seal.Marshal())
 }
 
 // send copies a shard, sums its blocks on the way, and lets it have its name
@@ -166,12 +166,16 @@ func (e *export) send(ctx context.Context, s *catalog.Shard) (*catalog.Seal, err
 	}
 	defer in.Close()
 	m := e.from.Manifest()
-	info, err := json.Marshal(catalog.ShardInfo{Set: m.Set, Rank: s.Rank, World: m.World, Sealed: m.Created, Metrics: m.Metrics})
+	about := catalog.ShardInfo{Set: m.Set, Rank: s.Rank, World: m.World, Sealed: m.Created, Metrics: m.Metrics}
+	if s.Raw() {
+		about.File, about.Meta = s.File, s.Meta // a shard with a header says it there
+	}
+	info, err := json.Marshal(about)
 	if err != nil {
 		return nil, err
 	}
-	seal := &catalog.Seal{Name: m.Set.ShardName(s.Rank), Size: s.Size, CRCs: make([]uint32, catalog.Blocks(s.Size)), Info: info}
-	out, err := e.to.Create(ctx, ShardFile(s.Rank), s.Size, s.Root)
+	seal := &catalog.Seal{Name: s.BlobName(m.Set), Size: s.Size, CRCs: make([]uint32, catalog.Blocks(s.Size)), Info: info}
+	out, err := e.to.Create(ctx, fileOf(s), s.Size, s.Root)
 	if err != nil {
 		return nil, err
 	}

@@ -287,7 +287,17 @@ func (i *importer) shard(ctx context.Context, rank int, there map[int]catalog.Di
 		return err
 	}
 	defer save.Close()
-	if err := save.Shard(sh.Header().Bytes(), sh.Size(), told{sh, i.opt.add}); err != nil {
+	header := int64(0) // bytes that are not read below
+	if want.Raw() {
+		for k, v := range want.Meta {
+			save.Meta(k, v)
+		}
+		err = save.Raw(want.File, sh.Size(), told{sh, i.opt.add})
+	} else {
+		header = sh.Header().DataStart
+		err = save.Shard(sh.Header().Bytes(), sh.Size(), told{sh, i.opt.add})
+	}
+	if err != nil {
 		return err
 	}
 	_, err = save.Commit(ctx)
@@ -296,7 +306,7 @@ func (i *importer) shard(ctx context.Context, rank int, there map[int]catalog.Di
 	} else if err != nil {
 		return damaged(i.s.from, err)
 	}
-	i.opt.add(sh.Header().DataStart)
+	i.opt.add(header)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.sealed++

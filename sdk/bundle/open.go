@@ -113,16 +113,16 @@ func readFile(ctx context.Context, from Store, name string, most int64) ([]byte,
 
 // readSeal reads the seal of a shard and holds it against the manifest.
 func readSeal(ctx context.Context, from Store, s *catalog.Shard) (*catalog.Seal, error) {
-	b, err := readFile(ctx, from, SealFile(s.Rank), maxSeal(s.Size))
+	b, err := readFile(ctx, from, sealFileOf(s), maxSeal(s.Size))
 	if err != nil {
 		return nil, err
 	}
 	seal, err := catalog.ParseSeal(b)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", SealFile(s.Rank), err)
+		return nil, fmt.Errorf("%s: %w", sealFileOf(s), err)
 	}
 	if seal.Size != s.Size || seal.Root() != s.Root {
-		return nil, fmt.Errorf("%s: %w: it is the seal of another shard", SealFile(s.Rank), catalog.ErrCorrupt)
+		return nil, fmt.Errorf("%s: %w: it is the seal of another shard", sealFileOf(s), catalog.ErrCorrupt)
 	}
 	return seal, nil
 }
@@ -132,7 +132,7 @@ type Shard struct {
 	ctx    context.Context // of the reads: ReadAt has none
 	obj    Object
 	seal   *catalog.Seal
-	header *shardfile.Header
+	header *shardfile.Header // nil: a raw shard
 }
 
 // Shard opens a shard; the context is that of its reads, too. A shard whose
@@ -153,7 +153,7 @@ func (s *Set) shard(ctx context.Context, want *catalog.Shard) (_ *Shard, err err
 	if err != nil {
 		return nil, err
 	}
-	name := ShardFile(want.Rank)
+	name := fileOf(want)
 	obj, err := s.from.Open(ctx, name)
 	if err != nil {
 		return nil, err
@@ -167,6 +167,9 @@ func (s *Set) shard(ctx context.Context, want *catalog.Shard) (_ *Shard, err err
 		return nil, fmt.Errorf("%s: %w: it has %d bytes, not %d", name, catalog.ErrCorrupt, obj.Size(), want.Size)
 	}
 	sh := &Shard{ctx: ctx, obj: obj, seal: seal}
+	if want.Raw() {
+		return sh, nil // the manifest's digest vouches for its name and meta, the root for its bytes
+	}
 	if sh.header, err = shardfile.ReadHeader(sh, want.Size); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -192,7 +195,7 @@ func alike(a, b *catalog.Shard) (bool, error) {
 // Size is the length of the file in bytes.
 func (s *Shard) Size() int64 { return s.seal.Size }
 
-// Header is the first bytes of the file, checked.
+// Header is the first bytes of the file, checked; nil for a raw shard.
 func (s *Shard) Header() *shardfile.Header { return s.header }
 
 func (s *Shard) Close() error { return s.obj.Close() }

@@ -60,6 +60,20 @@ func ShardFile(rank int) string { return fmt.Sprintf("rank-%05d.safetensors", ra
 // SealFile names its seal: the checksums of the shard.
 func SealFile(rank int) string { return ShardFile(rank) + sealSuffix }
 
+// RawFile names a raw shard: bytes of any kind. Its own name is in the manifest.
+func RawFile(rank int) string { return fmt.Sprintf("rank-%05d.bin", rank) }
+
+// fileOf names the file of a manifest's shard.
+func fileOf(s *catalog.Shard) string {
+	if s.Raw() {
+		return RawFile(s.Rank)
+	}
+	return ShardFile(s.Rank)
+}
+
+// sealFileOf names its seal.
+func sealFileOf(s *catalog.Shard) string { return fileOf(s) + sealSuffix }
+
 const (
 	maxRecord = 1 << 20 // bytes of RecordFile
 	sealFixed = 64      // bytes of a seal beside its name, info and checksums, at most
