@@ -10,6 +10,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/datasets/order"
+	"github.com/ckptd/ckptd/sdk/ckpt"
 )
 
 // maxShuffled bounds what is laid out in memory to compare with: 8 bytes each.
@@ -24,28 +25,37 @@ type shuffled struct {
 func newDatasetShuffleCmd(a *app) *cobra.Command {
 	var o shuffleOptions
 	cmd := &cobra.Command{
-		Use: "check-shuffle --samples N", Short: "How well the order of an epoch is shuffled, beside a full random permutation and loaders' buffers",
+		Use: "check-shuffle [NAME@V]", Short: "How well the order of an epoch is shuffled, beside a full random permutation and loaders' buffers",
 		Long: `Measures the order that this seed, epoch and mode give N samples, beside a full random
 permutation and the shuffle by a buffer that loaders do when they read files from
-beginning to end. It needs no daemon; every figure is of all N samples up to 67 million,
-and beyond that of a smaller set in the same proportions.
+beginning to end. With NAME@V it is the order that readers of this version get; with --samples
+N it is that of N samples and needs no daemon. Every figure is of all N samples up to 67
+million, and beyond that of a smaller set in the same proportions.
 
   moved      mean distance of a sample from its place in the files, as a share of N (random: 0.333)
   adjacent   share of neighbours that are neighbours in the files too (random: 2/N)
   slices     slices of the files (--slice samples) that a batch has samples of, on average
   mixing     that, beside a random batch (random: 1)`,
-		Args: args(0, 0),
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Args: args(0, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if cmd.Flags().Changed("samples") {
+					return usage("%s has as many samples as it has; leave out --samples", args[0])
+				}
+				if err := o.of(cmd.Context(), a, args[0]); err != nil {
+					return err
+				}
+			}
 			rows, err := o.measure(cmd.Context())
 			if err != nil {
 				return err
 			}
-			return a.print(map[string]any{"samples": o.samples, "slice": o.slice, "batch": o.batch, "orders": rows}, func(w io.Writer) { printShuffled(w, rows) })
+			return a.print(map[string]any{"dataset": o.name, "digest": o.digest, "samples": o.samples, "slice": o.slice, "batch": o.batch, "orders": rows}, func(w io.Writer) { printShuffled(w, rows) })
 		},
 	}
 	f := cmd.Flags()
-	f.Int64Var(&o.samples, "samples", 0, "number of samples")
-	f.Int64Var(&o.slice, "slice", 0, "samples of a slice, about a pack's worth (default: a hundredth of all)")
+	f.Int64Var(&o.samples, "samples", 0, "number of samples, without NAME@V")
+	f.Int64Var(&o.slice, "slice", 0, "samples of a slice (default: what a pack of NAME@V has on average; without it, a hundredth of all)")
 	f.Int64Var(&o.group, "group", order.DefaultGroup, "slices that the window mixes at a time")
 	f.Int64Var(&o.batch, "batch", 256, "samples of a batch")
 	f.Uint64Var(&o.seed, "seed", 0, "seed")
@@ -56,11 +66,33 @@ and beyond that of a smaller set in the same proportions.
 type shuffleOptions struct {
 	samples, slice, group, batch int64
 	seed, epoch                  uint64
+	name                         string         // of the version, "" for none
+	digest                       catalog.Digest // of the version
+}
+
+// of takes samples, digest and slice from a version.
+func (o *shuffleOptions) of(ctx context.Context, a *app, ref string) error {
+	return a.with(ctx, func(c *ckpt.Client) error {
+		d, err := c.OpenDataset(ctx, ref)
+		if err != nil {
+			return err
+		}
+		x := d.Index()
+		o.name, o.samples, o.digest = d.Name(), x.Samples(), x.Digest()
+		if packs := max(1, int64(x.Packs())); o.slice == 0 {
+			o.slice = max(1, (o.samples+packs-1)/packs)
+		}
+		err = d.Close()
+		if err == nil && o.samples == 0 {
+			err = fmt.Errorf("check the shuffle of %s: %w: it has no samples", o.name, catalog.ErrInvalid)
+		}
+		return err
+	})
 }
 
 func (o *shuffleOptions) check() error {
 	if o.samples < 1 || o.samples > order.MaxSamples {
-		return usage("--samples %d: want 1 to 2^48", o.samples)
+		return usage("--samples %d: want 1 to 2^48, or name a version: NAME@V", o.samples)
 	}
 	if o.slice == 0 {
 		o.slice = max(1, o.samples/100)
@@ -86,7 +118,7 @@ func (o *shuffleOptions) measure(ctx context.Context) ([]shuffled, error) {
 	add := func(name string, at func(int64) int64) {
 		rows = append(rows, shuffled{name, order.Measure(n, at, mix)})
 	}
-	key := order.NewKey(catalog.Digest{}, o.seed, o.epoch)
+	key := order.NewKey(o.digest, o.seed, o.epoch)
 	for _, m := range []order.Mode{order.Global, order.Window(slice, o.group)} {
 		ord, err := order.New(n, key, m)
 		if err != nil {
