@@ -2,12 +2,15 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/sdk/bundle"
 	"github.com/ckptd/ckptd/sdk/ckpt"
 )
@@ -35,6 +38,31 @@ func saveFiles(t *testing.T, c *ckpt.Client, run string, names []string, data []
 	}
 }
 
+// TestRestoreNames: a raw shard has its own name, and no two files one name.
+func TestRestoreNames(t *testing.T) {
+	for _, c := range []struct {
+		files []string // "" is a shard of tensors
+		want  []string // nil: refused
+	}{
+		{[]string{"", "a.tar"}, []string{"rank-00000.safetensors", "a.tar"}},
+		{[]string{"rank-00001.safetensors", "a.tar"}, []string{"rank-00001.safetensors", "a.tar"}},
+		{[]string{"a.tar", "a.tar"}, nil},
+		{[]string{"rank-00001.safetensors", ""}, nil},
+		{[]string{"manifest.json"}, nil},
+		{[]string{"../a"}, nil},
+		{[]string{".."}, nil},
+	} {
+		m := &catalog.Manifest{Set: catalog.SetID{Run: "files", Step: 1, Attempt: 1}}
+		for rank, f := range c.files {
+			m.Shards = append(m.Shards, catalog.Shard{Rank: rank, File: f})
+		}
+		got, err := fileNames(m)
+		if !slices.Equal(got, c.want) || (c.want == nil) != errors.Is(err, catalog.ErrInvalid) {
+			t.Errorf("fileNames(%q) = %q, %v; want %q", c.files, got, err, c.want)
+		}
+	}
+}
+
 // TestRawFiles: a set of raw shards is exported and imported with the names
 // and strings of its files, and restored under those names.
 func TestRawFiles(t *testing.T) {
@@ -54,6 +82,16 @@ func TestRawFiles(t *testing.T) {
 		}
 	}
 	d.must("import", out, "again@7")
+	restored := filepath.Join(t.TempDir(), "restored")
+	d.must("restore", "files@1", restored)
+	for rank, want := range data {
+		if b, err := os.ReadFile(filepath.Join(restored, names[rank])); err != nil || !bytes.Equal(b, want) {
+			t.Errorf("restored %s: %d bytes, %v", names[rank], len(b), err)
+		}
+	}
+	if out := d.must("show", "files@1"); !strings.Contains(out, `"a file.tar"`) {
+		t.Errorf("show does not name the file:\n%s", out)
+	}
 	was, err := c.Manifest(t.Context(), "files@1")
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/sdk/bundle"
 	"github.com/ckptd/ckptd/sdk/ckpt"
+	"github.com/ckptd/ckptd/sdk/wire"
 	"github.com/ckptd/ckptd/shardwriter/shardfile"
 )
 
@@ -27,8 +29,9 @@ func newRestoreCmd(a *app) *cobra.Command {
 	var only []string
 	var from string
 	cmd := &cobra.Command{
-		Use: "restore REF DEST", Short: "Write a set's shards as plain safetensors files, and its manifest",
+		Use: "restore REF DEST", Short: "Write a set's shards as plain files, and its manifest",
 		Long: `Writes rank-NNNNN.safetensors for each rank, and manifest.json, into the new folder DEST.
+A raw shard is written under the name of the file that it was.
 Every byte is checked on the way. DEST appears when all is there, or not at all.
 With --only the files hold the tensors that match (*, ? and [a-z] as in a shell).`,
 		Args: args(2, 2), ValidArgsFunction: a.completeRef,
@@ -85,6 +88,10 @@ func (a *app) restore(ctx context.Context, r *ckpt.Reader, dest string, only []s
 	if err != nil {
 		return err
 	}
+	names, err := fileNames(r.Manifest())
+	if err != nil {
+		return fmt.Errorf("restore %v: %w", r.ID(), err)
+	}
 	parent, name := filepath.Split(filepath.Clean(dest))
 	temp, err := os.MkdirTemp(or(parent, "."), "."+name+".restoring-")
 	if err != nil {
@@ -104,7 +111,7 @@ func (a *app) restore(ctx context.Context, r *ckpt.Reader, dest string, only []s
 		if wanted != nil && len(wanted[rank]) == 0 {
 			continue
 		}
-		file := fmt.Sprintf("rank-%05d.safetensors", rank)
+		file := names[rank]
 		out.Files = append(out.Files, file)
 		group.Go(func() error {
 			return create(filepath.Join(temp, file), func(f *os.File) error {
@@ -118,8 +125,8 @@ func (a *app) restore(ctx context.Context, r *ckpt.Reader, dest string, only []s
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	out.Files = append(out.Files, "manifest.json")
-	if err := create(filepath.Join(temp, "manifest.json"), func(f *os.File) error {
+	out.Files = append(out.Files, bundle.ManifestFile)
+	if err := create(filepath.Join(temp, bundle.ManifestFile), func(f *os.File) error {
 		_, err := f.Write(r.ManifestBytes())
 		return err
 	}); err != nil {
@@ -133,6 +140,29 @@ func (a *app) restore(ctx context.Context, r *ckpt.Reader, dest string, only []s
 	return a.print(out, func(w io.Writer) {
 		fmt.Fprintf(w, "%s  %s in %s to %s, %s/s\n", out.Set, size(total), plural(len(out.Files)-1, "file", "files"), dest, size(int64(float64(total)/took.Seconds())))
 	})
+}
+
+// fileNames names the files of a restored set, by rank: a raw shard's is its
+// own. Two files of one name are refused before any byte moves.
+func fileNames(m *catalog.Manifest) ([]string, error) {
+	names := make([]string, len(m.Shards))
+	taken := map[string]string{bundle.ManifestFile: "the manifest"}
+	for rank := range m.Shards {
+		s := &m.Shards[rank]
+		names[rank] = bundle.ShardFile(rank)
+		if s.Raw() {
+			if err := catalog.CheckFile(s.File); err != nil {
+				return nil, fmt.Errorf("rank %d: %w", rank, err)
+			}
+			names[rank] = s.File
+		}
+		if by, ok := taken[names[rank]]; ok {
+			err := fmt.Errorf("rank %d: %w: its file %q has the name of %s", rank, catalog.ErrInvalid, names[rank], by)
+			return nil, wire.WithHint(err, "`ckpt export %v DEST` writes each rank under a name of its own", m.Set)
+		}
+		taken[names[rank]] = fmt.Sprintf("rank %d's", rank)
+	}
+	return names, nil
 }
 
 // wantedTensors chooses tensors by rank; nil is all of them, as whole files.

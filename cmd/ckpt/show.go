@@ -48,7 +48,7 @@ func (a *app) printDetail(w io.Writer, s *wire.SetDetail) {
 					row("…", fmt.Sprintf("%d more; --json lists all", len(s.Shards)-i))
 					break
 				}
-				row(sh.Rank, sh.Level, size(sh.Size), or(strings.Join(sh.Local, ","), "-"), placeLine(sh.Remote), or(sh.Path, "-")+badLine(sh.Bad))
+				row(sh.Rank, sh.Level, size(sh.Size), or(strings.Join(sh.Local, ","), "-"), placeLine(sh.Remote), or(sh.Path, "-")+wasLine(sh.File)+badLine(sh.Bad))
 			}
 		})
 	}
@@ -123,6 +123,14 @@ func placeLine(p *catalog.Place) string {
 		how += ", compressed to " + size(p.Size) + ","
 	}
 	return fmt.Sprintf("%s on %s", how, strings.Join(p.Targets, ","))
+}
+
+// wasLine names the file that a raw shard was.
+func wasLine(file string) string {
+	if file == "" {
+		return ""
+	}
+	return fmt.Sprintf(" was %q", file)
 }
 
 func badLine(bad string) string {
