@@ -43,7 +43,7 @@ func Import(ctx context.Context, src source.Source, store Store, opt Options) (V
 	}
 	var x *index.Index
 	if base != nil {
-		defer base.Close()
+		defer func() { _ = base.Close() }() // a lease that ends
 		if x, err = index.Open(base.Index); err != nil {
 			return Version{}, fmt.Errorf("index of version %d: %w", base.Set.Step, err)
 		}

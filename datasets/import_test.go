@@ -91,7 +91,7 @@ func (m *memStore) PutPack(_ context.Context, b Put) (Stored, error) {
 		return Stored{}, err
 	}
 	s := Stored{Set: catalog.SetID{Run: "_packs/x", Step: int64(len(m.packs)), Attempt: 1}, Size: b.Size, Root: catalog.Digest{1}, Meta: b.Meta()}
-	if err := catalog.SetID(s.Set).Check(); err != nil {
+	if err := s.Set.Check(); err != nil {
 		return Stored{}, err
 	}
 	m.packs = append(m.packs, s)

@@ -4,6 +4,8 @@ import (
 	"container/list"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"sync"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -159,18 +161,19 @@ type packFile struct {
 
 // read fills p from a pack.
 func (v *version) read(ctx context.Context, pack int, p []byte, off int64) error {
-	for {
-		pf, err := v.open(ctx, pack)
-		if err != nil {
-			return err
-		}
-		n, err := pf.f.ReadAt(ctx, p, off)
-		v.leave(pf)
-		if n == len(p) {
-			return nil
-		}
+	pf, err := v.open(ctx, pack)
+	if err != nil {
 		return err
 	}
+	n, err := pf.f.ReadAt(ctx, p, off)
+	v.leave(pf)
+	switch {
+	case n == len(p):
+		return nil
+	case err == nil || errors.Is(err, io.EOF):
+		return fmt.Errorf("pack %d: %w: %d bytes at %d are behind its end", pack, catalog.ErrCorrupt, len(p), off)
+	}
+	return err
 }
 
 func (v *version) open(ctx context.Context, pack int) (*packFile, error) {

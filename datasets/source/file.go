@@ -19,7 +19,7 @@ type stamp struct {
 }
 
 func stampOf(st *unix.Stat_t) stamp {
-	return stamp{uint64(st.Dev), st.Ino, st.Size, int64(st.Mtim.Sec), int64(st.Mtim.Nsec)}
+	return stamp{st.Dev, st.Ino, st.Size, st.Mtim.Sec, st.Mtim.Nsec}
 }
 
 // steadyFile reads a file that was seen as stamp says, and fails when it is not

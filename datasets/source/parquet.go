@@ -15,7 +15,7 @@ const maxParquetFooter = 256 << 20 // bytes
 // parquetRecords gives the bytes of every row group that has rows. A reader puts
 // the footer behind them, or asks a Parquet library for the group by its number.
 func (t *tree) parquetRecords(r io.ReaderAt, size int64) iter.Seq2[Range, error] {
-	fail := func(err error) iter.Seq2[Range, error] { return failed(fmt.Errorf("Parquet: %w", err)) }
+	fail := func(err error) iter.Seq2[Range, error] { return failed(fmt.Errorf("parquet: %w", err)) }
 	footer, err := parquetFooter(r, size)
 	if err != nil {
 		return fail(err)
@@ -34,7 +34,7 @@ func (t *tree) parquetRecords(r io.ReaderAt, size int64) iter.Seq2[Range, error]
 		end := int64(0)
 		for i, g := range p.groups {
 			if g.Offset < end {
-				yield(Range{}, fmt.Errorf("Parquet: %w", corrupt("row group %d begins at %d, within the one before", i, g.Offset)))
+				yield(Range{}, fmt.Errorf("parquet: %w", corrupt("row group %d begins at %d, within the one before", i, g.Offset)))
 				return
 			}
 			if end = g.Offset + g.Size; !yield(g, nil) {

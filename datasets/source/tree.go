@@ -201,7 +201,7 @@ func (w *walk) emit(b *batch) bool {
 }
 
 func (w *walk) run() {
-	ok := true
+	var ok bool
 	if w.t.only != "" {
 		ok = w.stat("", []string{w.t.only})
 	} else {
@@ -356,7 +356,7 @@ func (t *tree) item(it *Item, path string, folder bool) error {
 		return fmt.Errorf("stat %q: %w", path, err)
 	}
 	it.Path, it.Mode, it.Steady = path, st.Mode&0o7777, true
-	it.Mtime = time.Unix(int64(st.Mtim.Sec), int64(st.Mtim.Nsec))
+	it.Mtime = time.Unix(st.Mtim.Sec, st.Mtim.Nsec)
 	if mode := st.Mode & unix.S_IFMT; folder != (mode == unix.S_IFDIR) && path != "" {
 		return changed(path)
 	}
