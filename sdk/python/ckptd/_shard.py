@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _header
-from ._errors import Corrupt, Incomplete, NotFound, Unavailable
+from ._errors import Corrupt, Incomplete, Invalid, NotFound, Unavailable
 from ._header import Entry, Header
 from ._session import Session
 from ._tensors import Bytes
@@ -69,10 +69,20 @@ class Checkpoint:
                 return int(s["size"])
         return int(self.client.manifest(self.id)["shards"][rank]["size"])
 
+    def must_have_header(self, rank: int) -> None:
+        """Refuses a raw shard before any byte of it is read: it is a file of any kind, without tensors."""
+        for s in self.detail.get("shards") or []:
+            if s["rank"] == rank and s.get("raw"):
+                raise Invalid(
+                    f"{self.ref} rank {rank} is the file {s.get('file', '')!r}, not tensors: there is nothing to load",
+                    f"ckpt restore {self.ref} DEST writes its files",
+                )
+
     def shard(self, rank: int) -> Shard:
         """One rank's shard."""
         if not 0 <= rank < self.world:
             raise NotFound(f"{self.ref} was saved by {self.world} ranks; there is no rank {rank}")
+        self.must_have_header(rank)
         return Shard(self, rank)
 
 
