@@ -111,7 +111,7 @@ def test_processes_read_it_too(tree: Daemon, how: str) -> None:
         assert d.samples(range(10)) == here
 
 
-def test_the_cursor_lies_in_the_checkpoint(tree: Daemon, client: ckptd.Client, run: str) -> None:
+def test_the_cursor_of_an_import_lies_in_the_checkpoint(tree: Daemon, client: ckptd.Client, run: str) -> None:
     with dataset(tree, seed=2, rank=0, world_size=1) as d:
         loader = d.loader(batch_size=10)
         batches = iter(loader)
