@@ -79,7 +79,7 @@ func (n *Node) postRemove(ctx context.Context, c *app.RequestContext) error {
 		return err
 	}
 	if _, pack := catalog.PackName(rec.Run); pack && rec.State == catalog.Committed {
-		return wire.WithHint(fmt.Errorf("remove %v: %w: it is a pack of a dataset", rec.SetID, catalog.ErrInvalid), "packs go by themselves when no version refers to them; remove versions with `ckpt dataset rm`")
+		return wire.WithHint(fmt.Errorf("remove %v: %w: it is a pack of a dataset", rec.SetID, catalog.ErrInvalid), "versions may refer to it; remove a version with `ckpt rm _datasets/NAME@VERSION` (its packs stay: they are not collected yet)")
 	}
 	if rec.State == catalog.Writing {
 		rec, err = n.cat.Abort(ctx, rec.SetID, "removed by request", time.Now())
@@ -96,7 +96,7 @@ func (n *Node) postRemove(ctx context.Context, c *app.RequestContext) error {
 // checkRetained refuses rules for sets that others refer to.
 func checkRetained(run catalog.Run) error {
 	if _, pack := catalog.PackName(run); pack {
-		return wire.WithHint(fmt.Errorf("run %s: %w: it keeps the packs of a dataset", run, catalog.ErrInvalid), "packs go by themselves when no version refers to them; give rules for the versions, _datasets/NAME")
+		return wire.WithHint(fmt.Errorf("run %s: %w: it keeps the packs of a dataset", run, catalog.ErrInvalid), "versions may refer to them; give rules for the versions, _datasets/NAME")
 	}
 	return nil
 }
