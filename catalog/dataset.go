@@ -10,8 +10,8 @@ import (
 // dataset NAME are the steps of _datasets/NAME, its packs the sets of
 // _packs/NAME.
 const (
-	datasetsRun = "_datasets/"
-	packsRun    = "_packs/"
+	DatasetsPrefix = "_datasets/" // of the runs whose steps are versions
+	packsPrefix    = "_packs/"
 )
 
 // Reserved says whether the run is one of ckptd's own: it is not listed with
@@ -20,10 +20,10 @@ func (r Run) Reserved() bool { return strings.HasPrefix(string(r), "_") }
 
 // DatasetRun is the run whose steps are the versions of a dataset. A dataset's
 // name has the rules of a run's name.
-func DatasetRun(name string) (Run, error) { return reservedRun(datasetsRun, name) }
+func DatasetRun(name string) (Run, error) { return reservedRun(DatasetsPrefix, name) }
 
 // PackRun is the run whose sets are the packs of a dataset.
-func PackRun(name string) (Run, error) { return reservedRun(packsRun, name) }
+func PackRun(name string) (Run, error) { return reservedRun(packsPrefix, name) }
 
 func reservedRun(prefix, name string) (Run, error) {
 	run, err := ParseRun(name)
@@ -41,11 +41,11 @@ func reservedRun(prefix, name string) (Run, error) {
 
 // DatasetName is the dataset whose versions are the steps of run; false when
 // run is no such run.
-func DatasetName(run Run) (string, bool) { return strings.CutPrefix(string(run), datasetsRun) }
+func DatasetName(run Run) (string, bool) { return strings.CutPrefix(string(run), DatasetsPrefix) }
 
 // PackName is the dataset whose packs are the sets of run; false when run is
 // no such run.
-func PackName(run Run) (string, bool) { return strings.CutPrefix(string(run), packsRun) }
+func PackName(run Run) (string, bool) { return strings.CutPrefix(string(run), packsPrefix) }
 
 // ParseDatasetRef reads how users name a version: "NAME@3", "NAME@latest", or
 // "NAME" for the latest; "NAME@latest:LEVEL" as with checkpoints. The result

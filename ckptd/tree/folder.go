@@ -28,7 +28,7 @@ type side struct {
 
 var (
 	checkpoints = side{"", "checkpoints", checkpointsPos, folderKind, stepKind, attemptKind}
-	datasets    = side{"_datasets/", "datasets", datasetsPos, datasetKind, versionKind, versionAttemptKind}
+	datasets    = side{catalog.DatasetsPrefix, "datasets", datasetsPos, datasetKind, versionKind, versionAttemptKind}
 	sides       = []side{checkpoints, datasets}
 )
 

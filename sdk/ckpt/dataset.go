@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -86,9 +85,7 @@ func (d *Dataset) open(a answer) (err error) {
 
 // Set is the version's set, Name how it is called: NAME@3.
 func (d *Dataset) Set() catalog.SetID { return d.set }
-func (d *Dataset) Name() string {
-	return fmt.Sprintf("%s@%d", strings.TrimPrefix(string(d.set.Run), "_datasets/"), d.set.Step)
-}
+func (d *Dataset) Name() string       { return catalog.DatasetRef(d.set) }
 
 // Index is the version's index. What it gives is gone with Close.
 func (d *Dataset) Index() *index.Index { return d.x }

@@ -44,13 +44,21 @@ func (d *daemon) putDataset(ctx context.Context, name string, n int, size int64,
 	if err != nil {
 		return nil, err
 	}
+	packs, err := catalog.PackRun(name)
+	if err != nil {
+		return nil, err
+	}
+	versions, err := catalog.DatasetRun(name)
+	if err != nil {
+		return nil, err
+	}
 	ix, p := index.NewBuilder(), make([]byte, size)
 	flush := func() error {
 		total, _, err := w.Finish()
 		if err != nil {
 			return err
 		}
-		set, root, path, err := d.putRaw(ctx, "_packs/"+name, int64(len(files)+1), "pack", mem[:total], pack.AggregateMeta())
+		set, root, path, err := d.putRaw(ctx, packs, int64(len(files)+1), "pack", mem[:total], pack.AggregateMeta())
 		if err != nil {
 			return err
 		}
@@ -94,13 +102,13 @@ func (d *daemon) putDataset(ctx context.Context, name string, n int, size int64,
 	if _, err := ix.WriteTo(&out); err != nil {
 		return nil, err
 	}
-	_, _, _, err = d.putRaw(ctx, "_datasets/"+name, 1, "index", out.Bytes(), nil)
+	_, _, _, err = d.putRaw(ctx, versions, 1, "index", out.Bytes(), nil)
 	return files, err
 }
 
 // putRaw commits one raw shard, and waits until it is on the disk.
-func (d *daemon) putRaw(ctx context.Context, run string, step int64, file string, data []byte, meta map[string]string) (id catalog.SetID, root catalog.Digest, path string, err error) {
-	s, err := d.client.Save(ctx, ckpt.At(run, step))
+func (d *daemon) putRaw(ctx context.Context, run catalog.Run, step int64, file string, data []byte, meta map[string]string) (id catalog.SetID, root catalog.Digest, path string, err error) {
+	s, err := d.client.Save(ctx, ckpt.At(string(run), step))
 	if err != nil {
 		return id, root, "", err
 	}
