@@ -171,5 +171,5 @@ def test_what_is_no_checkpoint_is_not_loaded(tree: Daemon) -> None:
     """The shards of a version are raw: load says so, and what to do, before it reads a byte."""
     with ckptd.connect(socket=tree.socket) as c:
         for load_it in (c.load, lambda ref: c.load(ref, rank="all")):
-            with pytest.raises(ckptd.Invalid, match="not tensors(.|\n)*ckpt restore"):
+            with pytest.raises(ckptd.Invalid, match=r"not tensors(.|\n)*ckpt restore"):
                 load_it("_datasets/py-tree@1")
