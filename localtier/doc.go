@@ -22,4 +22,12 @@
 //  7. A segment lent to one user is never memory that another user has mapped.
 //  8. Whoever asks for segments gets one in the order of asking, and nobody
 //     keeps more than a fair share while others wait.
+//
+// An Area is a folder of files that others write as they like, the kernel too,
+// until they are made blobs. What it promises:
+//
+//  9. A file that was synced is not lost by making it a blob, whatever fails
+//     and whenever; nobody writes it while that is done.
+//  10. Its bytes count against the quota. A file that grows over it is dropped,
+//     and its writer told ErrNoSpace.
 package localtier

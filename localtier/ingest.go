@@ -104,7 +104,7 @@ func (t *Tier) admit(in *Ingest, ask bool) error {
 	if t.mu.index[in.name] != nil || t.mu.staged[in.name] != nil {
 		return fs.ErrExist
 	}
-	free := t.mu.quota - t.mu.used - t.mu.reserved - t.mu.quarantined
+	free := t.unused()
 	if ask && in.size > free {
 		return &Shortage{Need: in.size, Free: max(0, free), Short: in.size - free}
 	}
@@ -309,13 +309,13 @@ func (in *Ingest) publish(seal *catalog.Seal) error {
 		}
 	}
 	t := in.t
-	if err := t.harden(in.f, in.staging, seal); err != nil {
+	if err := t.harden(in.f, sealTmp(in.staging), seal); err != nil {
 		return err
 	}
 	l := t.lockOf(in.name)
 	l.Lock()
 	defer l.Unlock()
-	if err := t.publish(in.d, in.name, in.staging); err != nil {
+	if err := t.publish(in.d, in.name, in.staging, sealTmp(in.staging), t.fsys.Rename); err != nil {
 		return err
 	}
 	t.show(t.entryOf(in.d, seal, time.Now()))

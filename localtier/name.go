@@ -54,6 +54,9 @@ const (
 	shardsDir     = "shards"
 	stagingDir    = "staging"
 	quarantineDir = "quarantine"
+	areasDir      = "areas"
+	areaFiles     = "files" // in an area
+	areaNote      = "AREA"  // in an area
 	lockFile      = "LOCK"
 	formatFile    = "FORMAT"
 	formatText    = "ckptd local tier 1\n"

@@ -129,14 +129,14 @@ func sealTmp(staging string) string { return staging + sealSuffix + tmpSuffix }
 
 // harden makes the bytes of a staging file durable, and its seal beside it:
 // both at once, so that a journaling file system makes one commit of them.
-func (t *Tier) harden(f vfs.File, staging string, seal *catalog.Seal) error {
+func (t *Tier) harden(f vfs.File, sealTmp string, seal *catalog.Seal) error {
 	var wg sync.WaitGroup
 	var sealErr error
-	wg.Go(func() { sealErr = t.writeFile(sealTmp(staging), seal.Marshal()) })
+	wg.Go(func() { sealErr = t.writeFile(sealTmp, seal.Marshal()) })
 	err := f.Sync()
 	wg.Wait()
 	if err != nil && sealErr == nil {
-		t.fsys.Remove(sealTmp(staging))
+		t.fsys.Remove(sealTmp)
 	}
 	return errors.Join(err, sealErr)
 }
@@ -146,8 +146,9 @@ func (t *Tier) harden(f vfs.File, staging string, seal *catalog.Seal) error {
 // the two names is either the whole blob or recognisably garbage. The seal
 // goes first: a process that is killed between the two leaves the staging file
 // for Resume. The blob's name lock is held.
-func (t *Tier) publish(d *disk, name, staging string) (err error) {
-	sealTmp := sealTmp(staging)
+//
+// move is Rename, or, of a file that must not be lost whatever fails, Link.
+func (t *Tier) publish(d *disk, name, staging, sealTmp string, move func(oldname, newname string) error) (err error) {
 	t.tree.RLock()
 	defer t.tree.RUnlock()
 	data, sealed := d.data(name), d.seal(name)
@@ -178,7 +179,7 @@ func (t *Tier) publish(d *disk, name, staging string) (err error) {
 		return err
 	}
 	undo = append(undo, sealed)
-	if err := t.fsys.Rename(staging, data); err != nil {
+	if err := move(staging, data); err != nil {
 		return err
 	}
 	undo = append(undo, data)

@@ -19,8 +19,10 @@ func (t *Tier) scan(d *disk) error {
 	if err := t.scanQuarantine(d); err != nil {
 		return err
 	}
-	_, err := t.scanFolder(d, "")
-	return err
+	if _, err := t.scanFolder(d, ""); err != nil {
+		return err
+	}
+	return t.scanAreas(d)
 }
 
 func (t *Tier) sweepStaging(d *disk) error {

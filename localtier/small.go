@@ -77,8 +77,8 @@ func (t *Tier) put(ctx context.Context, name string, b []byte) error {
 	tmp := t.stagingName(d)
 	f, err := t.newFile(tmp, b)
 	if err == nil {
-		if err = t.harden(f, tmp, seal); err == nil && old == nil {
-			err = t.publish(d, name, tmp)
+		if err = t.harden(f, sealTmp(tmp), seal); err == nil && old == nil {
+			err = t.publish(d, name, tmp, sealTmp(tmp), t.fsys.Rename)
 		} else if err == nil {
 			err = t.replace(old, tmp, seal)
 		}

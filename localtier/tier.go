@@ -67,6 +67,9 @@ type Tier struct {
 		used        int64           // bytes of visible blobs
 		reserved    int64           // bytes promised to ingests
 		quarantined int64           // bytes put aside
+		areas       map[string]*Area
+		writing     int64              // bytes of files in areas
+		open        map[*areaFile]bool // files of areas that are open for writing
 		seq         int64
 		closed      bool
 	}
@@ -119,6 +122,7 @@ func Open(fsys vfs.FS, opt Options) (_ *Tier, err error) {
 	}
 	t := &Tier{fsys: fsys, opt: opt, start: time.Now().UnixNano()}
 	t.mu.index, t.mu.staged, t.mu.known = map[string]*entry{}, map[string]*Ingest{}, map[string]bool{}
+	t.mu.areas, t.mu.open = map[string]*Area{}, map[*areaFile]bool{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("open local tier: %w", err), t.Close())
@@ -140,7 +144,7 @@ func Open(fsys vfs.FS, opt Options) (_ *Tier, err error) {
 		if err != nil {
 			return nil, err
 		}
-		t.mu.quota = (free + t.mu.used) / 10 * 9
+		t.mu.quota = (free + t.mu.used + t.mu.writing) / 10 * 9
 	}
 	if t.opt.Quarantine == 0 {
 		t.opt.Quarantine = t.mu.quota / 20
@@ -150,7 +154,7 @@ func Open(fsys vfs.FS, opt Options) (_ *Tier, err error) {
 
 // take makes a disk's folders and takes its lock.
 func (t *Tier) take(d *disk) error {
-	for _, sub := range []string{shardsDir, stagingDir, quarantineDir} {
+	for _, sub := range []string{shardsDir, stagingDir, quarantineDir, areasDir} {
 		if err := t.fsys.MkdirAll(filepath.Join(d.dir, sub)); err != nil {
 			return err
 		}

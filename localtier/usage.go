@@ -30,6 +30,7 @@ type Usage struct {
 	Used        int64 // by visible blobs
 	Reserved    int64 // by ingests
 	Quarantined int64 // by blobs put aside
+	Writing     int64 // by files in areas
 	Free        int64 // what Reserve could give, by quota and by file systems
 	Disks       []DiskUsage
 	ToHigh      int64 // what fits before it is over the high water
@@ -80,8 +81,8 @@ func (t *Tier) Usage() Usage {
 	physical, _ := t.free()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	u := Usage{Quota: t.mu.quota, Used: t.mu.used, Reserved: t.mu.reserved, Quarantined: t.mu.quarantined}
-	u.Free = max(0, min(physical, u.Quota-u.Used-u.Reserved-u.Quarantined))
+	u := Usage{Quota: t.mu.quota, Used: t.mu.used, Reserved: t.mu.reserved, Quarantined: t.mu.quarantined, Writing: t.mu.writing}
+	u.Free = max(0, min(physical, t.unused()))
 	for _, d := range t.disks {
 		du := DiskUsage{Dir: d.dir, Used: d.used}
 		total, free, err := t.fsys.Space(d.dir)
@@ -98,6 +99,12 @@ func (t *Tier) Usage() Usage {
 		u.EvictBytes = min(u.Used, full-int64(t.opt.LowWater*float64(u.Quota)))
 	}
 	return u
+}
+
+// unused is what the quota leaves, in bytes; below zero when it is overdrawn.
+// Tier.mu is held.
+func (t *Tier) unused() int64 {
+	return t.mu.quota - t.mu.used - t.mu.reserved - t.mu.quarantined - t.mu.writing
 }
 
 // sealRoom is what a blob of size bytes takes beyond its own bytes, at most.

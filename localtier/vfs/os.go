@@ -90,6 +90,7 @@ func (o *osFS) mkdirAll(name string) error {
 }
 
 func (*osFS) Rename(oldname, newname string) error { return classify(os.Rename(oldname, newname)) }
+func (*osFS) Link(oldname, newname string) error   { return classify(os.Link(oldname, newname)) }
 func (*osFS) Remove(name string) error             { return os.Remove(name) }
 
 func (*osFS) ReadDir(name string) ([]fs.DirEntry, error) { return os.ReadDir(name) }

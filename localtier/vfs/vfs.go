@@ -35,6 +35,7 @@ type FS interface {
 	OpenWrite(name string, opt Opt) (File, error)     // read-write; must exist
 	MkdirAll(name string) error                       // 0700, durable
 	Rename(oldname, newname string) error             // of a file, within one file system
+	Link(oldname, newname string) error               // a second name of a file, within one file system; fs.ErrExist when newname exists
 	Remove(name string) error                         // a file or an empty directory
 	ReadDir(name string) ([]fs.DirEntry, error)       // sorted by name
 	Stat(name string) (fs.FileInfo, error)            //

@@ -285,6 +285,33 @@ func (m *Mem) Rename(oldname, newname string) error {
 	return nil
 }
 
+func (m *Mem) Link(oldname, newname string) error {
+	if err := m.begin("link", newname); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	od, ob, err := m.parent("link", oldname)
+	if err != nil {
+		return err
+	}
+	nd, nb, err := m.parent("link", newname)
+	if err != nil {
+		return err
+	}
+	f, ok := od.get(ob).(*file)
+	switch {
+	case od.get(ob) == nil:
+		return &fs.PathError{Op: "link", Path: oldname, Err: fs.ErrNotExist}
+	case !ok:
+		return &fs.PathError{Op: "link", Path: oldname, Err: syscall.EPERM}
+	case nd.get(nb) != nil:
+		return &fs.PathError{Op: "link", Path: newname, Err: fs.ErrExist}
+	}
+	f.links++
+	nd.set(nb, f)
+	return nil
+}
+
 func (m *Mem) Remove(name string) error {
 	if err := m.begin("remove", name); err != nil {
 		return err
