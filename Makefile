@@ -33,7 +33,7 @@ GOFILES  = $$(git ls-files --cached --others --exclude-standard '*.go' | while r
 # $(call step,what is done,what it needs,command): one command whose failure is explained in one line.
 step = @$(3) || { echo >&2; echo "make: $(1) did not work. It needs $(2)." >&2; exit 1; }
 
-.PHONY: build build-ofi versitygw quickstart test gotest pytest test-ofi test-rdma rdma-elsewhere libfabric check race fuzz crash bench golden clean help gomods
+.PHONY: build build-ofi wheel versitygw quickstart test gotest pytest test-ofi test-rdma rdma-elsewhere libfabric check race fuzz crash bench golden clean help gomods
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -45,6 +45,11 @@ build: gomods ## bin/ckptd and bin/ckpt
 build-ofi: gomods libfabric ## the same with RDMA, by libfabric
 	@mkdir -p bin
 	CGO_ENABLED=1 $(GO) build -tags ofi -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/ckptd ./cmd/ckpt
+
+wheel: gomods $(VENV)/.made ## dist/ckptd-*.whl: the Python SDK with the programs ckptd and ckpt in it, for any Linux of this processor
+	$(call step,building the wheel,hatchling from PyPI or a mirror of it (pip config set global.index-url URL),\
+		GO=$(GO) $(VENVPY) -m pip wheel -q --disable-pip-version-check --no-deps -w dist $(PY))
+	@ls dist/*.whl
 
 quickstart: build $(VENV)/.torch $(VENV)/.quickstart $(if $(filter $(ICONS),$(IMAGES)),$(ICONS)) ## the main job and training data, end to end, on real weights and images, with kills and losses on the way
 	@$(WITHSDK) $(VENVPY) $(PY)/examples/quickstart.py --bin bin --images "$(IMAGES)"

@@ -55,6 +55,7 @@ type settings struct {
 	Mounts      []string `toml:"mounts"`
 	MountOther  bool     `toml:"mount-allow-other"`
 	MountCheck  bool     `toml:"mount-checked"`
+	StopAtEOF   bool     `toml:"stop-at-eof"`
 	LogLevel    string   `toml:"log-level"`
 }
 
@@ -96,6 +97,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringSliceVar(&s.Mounts, "mount", nil, "empty folder in which to show checkpoints and datasets as files, may be repeated; as ckpt mount")
 	f.BoolVar(&s.MountOther, "mount-allow-other", false, "let other users look into --mount too")
 	f.BoolVar(&s.MountCheck, "mount-checked", false, "check every byte that is read from --mount, instead of having the kernel read files itself")
+	f.BoolVar(&s.StopAtEOF, "stop-at-eof", false, "stop when standard input, a pipe, ends: when the process that started the daemon is gone")
 	f.StringVar(&s.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
 

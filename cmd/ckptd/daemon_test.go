@@ -44,6 +44,7 @@ type daemon struct {
 	dir    string
 	socket string
 	flags  []string
+	stdin  *os.File // nil: /dev/null
 	cmd    *exec.Cmd
 	dead   chan struct{} // closed when the process has ended
 	log    *os.File
@@ -125,6 +126,9 @@ func (d *daemon) launch() {
 	d.t.Helper()
 	d.cmd = d.host.program(d.flags...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if d.stdin != nil {
+		d.cmd.Stdin = d.stdin
+	}
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}

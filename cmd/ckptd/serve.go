@@ -76,6 +76,13 @@ func serve(ctx context.Context, s settings) (err error) {
 	if err != nil {
 		return err
 	}
+	if s.StopAtEOF {
+		var stop func()
+		if ctx, stop, err = untilEOF(ctx, os.Stdin); err != nil {
+			return err
+		}
+		defer stop()
+	}
 	var open opened
 	defer func() { err = errors.Join(err, open.Close()) }()
 	tiers, err := openTiers(ctx, &s, cfg, log, &open)

@@ -11,6 +11,7 @@
 3. load returns no byte that failed its checksum, unless told check=False.
 4. No pickle is written or read unless allow_pickle=True; everything else that is read is only data.
 
+`with ckptd.local():` starts a private daemon, for tests and notebooks.
 Errors are ckptd.NotFound, Corrupt, NoSpace, Fenced, Conflict …, each also the builtin it means.
 For asyncio the same functions are asave, aload, aload_into, atensor, alist and await_level.
 """
@@ -31,6 +32,7 @@ from ._errors import (
     Unauthorized,
     Unavailable,
 )
+from ._local import Local, local
 from ._save import Handle
 from ._sets import LEVELS, Set
 from ._tree import Piece
@@ -50,6 +52,7 @@ __all__ = [
     "Incomplete",
     "Internal",
     "Invalid",
+    "Local",
     "NoSpace",
     "NotFound",
     "Piece",
@@ -66,6 +69,7 @@ __all__ = [
     "list",
     "load",
     "load_into",
+    "local",
     "manifest",
     "pin",
     "save",

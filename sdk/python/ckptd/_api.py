@@ -11,7 +11,19 @@ from ._client import Client
 from ._save import Handle
 from ._sets import Set
 
-_default = Client()
+_own = Client()
+_default = _own
+
+
+def default() -> Client:
+    """The client of the functions below."""
+    return _default
+
+
+def use(client: Client | None) -> None:
+    """Make this the client of the functions below; None: the one that finds the daemon by itself."""
+    global _default
+    _default = client or _own
 
 
 def connect(socket: str | os.PathLike[str] | None = None) -> Client:

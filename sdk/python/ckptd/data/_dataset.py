@@ -46,7 +46,7 @@ class Dataset:
         window: tuple[int, int] | None = None, rank: int | None = None, world_size: int | None = None,
         drop_last: bool = False, decode: Callable[[Any], Any] | None = None, client: Client | None = None,
     ) -> None:  # fmt: skip
-        self._client = client or _api._default
+        self._client = client or _api.default()
         self._rank_world = (rank, world_size)
         self.drop_last, self.decode = drop_last, decode
         self._version: Version | None = None

@@ -28,7 +28,7 @@ def memmap(
     is plain numbers of `dtype`, in C order, as many as there are, or of `shape` (a -1 is found).
     Raises Incomplete while the pack is not whole on this node, NotFound, Invalid where the numbers do not fit.
     """
-    version = Version(client or _api._default, ref)
+    version = Version(client or _api.default(), ref)
     try:
         index = version.index
         number = _file(index, ref, file)
