@@ -20,6 +20,8 @@ from ._sets import Set
 
 MAX_IDLE = 16  # sessions kept for the next call
 PATIENCE = 60.0  # seconds a wait without timeout bears a daemon that does not answer
+SETTLE = 60.0  # seconds a load waits for the commit of what this client has just saved
+_MAX_SAVED = 1024  # runs of which the last save is remembered
 _ASK = 60.0  # seconds the daemon waits in one call, at most
 
 _clients: weakref.WeakSet[Client] = weakref.WeakSet()
@@ -35,6 +37,7 @@ class Client:
     def __init__(self, socket: str | os.PathLike[str] | None = None) -> None:
         self.socket = None if socket is None else os.fspath(socket)
         self._attempts: dict[tuple[str, str, int], int] = {}
+        self._saved: dict[str, tuple[int, str]] = {}  # run -> step and set of the last save that no load has met
         self._reset()
         _clients.add(self)
 
@@ -125,6 +128,26 @@ class Client:
             self._attempts[key] = int(self._post("/v1/attach", run=run, launch=launch, world=world)["attempt"])
         return self._attempts[key]
 
+    def saved(self, run: str, step: int, set_id: str) -> None:
+        """Note a save that makes a set alone: it will be committed by itself, in a moment."""
+        while len(self._saved) >= _MAX_SAVED:
+            self._saved.pop(next(iter(self._saved)), None)
+        self._saved[run] = step, set_id
+
+    def settle(self, ref: str) -> None:
+        """Before a load: what this client saved last, if that is what `ref` may mean, is waited for, so that a load
+        after a save gives what was saved. Other processes' sets, and those of several ranks, are met as they are."""
+        run, _, rest = ref.partition("@")
+        last = self._saved.get(run)
+        if last is None:
+            return
+        step, set_id = last
+        if rest not in ("latest", "latest:local", str(step), f"{step}:local"):
+            return
+        self._saved.pop(run, None)
+        with contextlib.suppress(Error):  # the load says it better
+            self.wait(set_id, timeout=SETTLE)
+
     def save(
         self, run: str, *, step: int, state: Any, rank: int | None = None, world_size: int | None = None,
         launch: str | None = None, metrics: Mapping[str, float] | None = None, allow_pickle: bool = False,
@@ -154,6 +177,7 @@ class Client:
         only: dotted names or globs ("model.*"); the rest is neither read nor returned (None within lists and tuples).
         rank: whose shard; "all" for a list of them. By default this process's own rank when it is one of as many
         as saved; otherwise the ranks' dicts are merged, which they must allow: disjoint, or pieces of one tensor.
+        What this client has just saved alone (world size 1) is waited for until it is committed.
         data: a ckptd.data.Loader or Dataset of the same version, which goes on where the job was (see save).
         device: where torch tensors and jax arrays go. check=False trusts the bytes of a local file.
         copy: arrays get memory of their own; otherwise they lie in a private mapping of the shard, writable.

@@ -95,6 +95,8 @@ def save(
         workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
         Filler(s, flat.sources, offsets, header.size, workers=workers).run()
         s.seal()
+    if world == 1:
+        client.saved(run, step, set_id)
     return Handle(client, set_id, rank, header.size, time.perf_counter() - begun)
 
 

@@ -38,6 +38,7 @@ class Checkpoint:
         self._lease: Session | None = None
 
     def __enter__(self) -> Checkpoint:
+        self.client.settle(self.ref)
         for last in (False, False, True):
             self.detail = self.client.detail(self.ref)
             self.id, self.world = str(self.detail["id"]), int(self.detail["world"])

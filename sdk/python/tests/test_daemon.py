@@ -208,6 +208,15 @@ def test_a_set_is_there_when_its_last_rank_is(client: ckptd.Client, run: str) ->
     assert equal(client.load(f"{run}@1", rank=1), {"v": np.ones(5)})
 
 
+def test_what_was_just_saved_is_loaded(client: ckptd.Client, run: str) -> None:
+    for step in range(1, 21):
+        client.save(run, step=step, state={"step": step, "w": noise(MiB, step)})
+        got = client.load(f"{run}@latest" if step % 2 else f"{run}@{step}", only="step")
+        assert got == {"step": step}
+    client.save(run, step=3000, state={"step": 3000}, rank=0, world_size=2, launch="l2")
+    assert client.load(f"{run}@latest", only="step") == {"step": 20}  # of two ranks: others' time is not waited for
+
+
 def test_ranks_are_loaded_one_all_or_merged(client: ckptd.Client, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     states = [{"model": {f"part{r}": noise(2 * MiB, r)}, "epoch": 3} for r in range(4)]
     save_ranks(client, run, states)[0].wait(timeout=60)
