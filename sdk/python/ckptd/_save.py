@@ -63,6 +63,16 @@ class Handle:
         return f"<ckptd.Handle {self.set} rank {self.rank}: {self.size} bytes in {self.stall:.3f} s>"
 
 
+def _cursor(data: Any) -> str:
+    cursor = data.state_dict().get("cursor")
+    if not isinstance(cursor, str):
+        raise Invalid(
+            f"data={type(data).__name__}: its state_dict has no cursor",
+            "give a ckptd.data Loader or Dataset; the state_dict of another loader can be a part of state=",
+        )
+    return cursor
+
+
 def _level(level: str) -> int:
     if level not in LEVELS:
         raise Invalid(f"level {level!r}: want one of {', '.join(LEVELS[1:])}")
@@ -79,7 +89,7 @@ def save(
     step = operator.index(step)
     flat = flatten(state, allow_pickle=allow_pickle)
     if data is not None:
-        flat.meta[CURSOR] = str(data.state_dict()["cursor"])
+        flat.meta[CURSOR] = _cursor(data)
     head, header = _header.build(flat.tensors, flat.meta)
     attempt = client.attach(run, launch_name(launch, world), world)
     request = {

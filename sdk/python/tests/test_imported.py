@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import multiprocessing
 import random
-import subprocess
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Daemon, binary
+from conftest import Daemon
+from imports import load, write_tar
 
 import ckptd
 import ckptd.data
@@ -24,15 +22,6 @@ N = 90
 
 def content(i: int) -> bytes:
     return f"{i} ".encode() * (1 + 97 * i % 1000)
-
-
-def load(daemon: Daemon, source: Path, name: str, *flags: str) -> dict[str, Any]:
-    """Import with the command beside the daemon's program."""
-    program = binary().with_name("ckpt")
-    args = [program, "--socket", daemon.socket, "--json", "dataset", "import", source, name, *flags]
-    done = subprocess.run(args, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +115,7 @@ def test_the_cursor_of_an_import_lies_in_the_checkpoint(tree: Daemon, client: ck
 
 def test_webdataset(daemon: Daemon, tmp_path: Path) -> None:
     want = {f"{i:03d}": {"jpg": content(i), "cls": b"%d" % i} for i in range(20)}
-    with tarfile.open(tmp_path / "w.tar", "w") as tar:
-        for key, fields in want.items():
-            for ext, data in fields.items():
-                info = tarfile.TarInfo(f"{key}.{ext}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
+    write_tar(tmp_path / "w.tar", want)
     load(daemon, tmp_path / "w.tar", "py-web", "--format", "webdataset")
     got: dict[str, dict[str, bytes]] = {}
     for rank in range(2):

@@ -22,5 +22,6 @@
 from ._dataset import Dataset, webdataset
 from ._loader import Loader
 from ._memmap import memmap
+from ._sampler import InOrder, Sampler
 
-__all__ = ["Dataset", "Loader", "memmap", "webdataset"]
+__all__ = ["Dataset", "InOrder", "Loader", "Sampler", "memmap", "webdataset"]

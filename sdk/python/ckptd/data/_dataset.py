@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ._version import Version
 if TYPE_CHECKING:
     from .._client import Client
     from ._loader import Loader
+    from ._sampler import InOrder, Sampler
 
 AHEAD = 64  # samples that iterating reads at once
 
@@ -167,8 +169,10 @@ class Dataset:
         """Go on where state_dict was taken, with any number of ranks. Invalid for another version's state."""
         c = Cursor.parse(str(state.get("cursor", "")))
         if c.dataset != self.ref or c.digest != self.digest:
+            # Equal content is not enough: the order is one of numbers, and those follow how a version was packed.
+            same = ", which has the same content in another order of its samples" if c.digest == self.digest else ""
             raise Invalid(
-                f"the state is of {c.dataset}, this data set is {self.ref}",
+                f"the state is of {c.dataset}, this data set is {self.ref}{same}",
                 f"open Dataset({c.dataset!r}) to go on, or begin an epoch of the other version",
             )
         if c.at > len(self):
@@ -204,13 +208,27 @@ class Dataset:
                 self.at = self.end() if count == len(mine) else self.taken(begun, count)
                 yield sample
 
-    def tell(self) -> None:
-        """Tell the daemon where this reader is, once a second, so that it fetches what comes next."""
+    def tell(self, at: int | None = None) -> None:
+        """Tell the daemon where this reader is (at the cursor, if `at` is not given), once a second, so that it
+        fetches what comes next. Warns once where the daemon refuses to hear it."""
         now = time.monotonic()
         if now - self._told < 1:
             return
         self._told = now
-        self.version.tell(self.cursor, *self.rank)
+        self.version.tell(self.cursor if at is None else replace(self.cursor, at=at), *self.rank)
+
+    def in_order(self) -> InOrder:
+        """The samples of this epoch by position, as a source for grain; data[i] is by number."""
+        from ._sampler import InOrder
+
+        return InOrder(self)
+
+    def sampler(self) -> Sampler:
+        """The rest of the epoch's order as `sampler=` of torch's DataLoader. With torchdata's StatefulDataLoader the
+        state_dict of that is exact; with torch's own the loader() of this class is."""
+        from ._sampler import Sampler
+
+        return Sampler(self)
 
     def loader(self, batch_size: int = 1, **options: Any) -> Loader:
         """A loader of batches; see ckptd.data.Loader."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import threading
 import time
 import uuid
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -39,6 +39,7 @@ class Version:
         self._lock = threading.RLock()
         self._session: Session | None = None
         self._packs: OrderedDict[int, Bytes] = OrderedDict()  # the least recently used first
+        self._warned = False
         self._reader = uuid.uuid4().hex[:16]  # this reader among others, also after the daemon's restart
         frame = self._open(ref)
         try:
@@ -116,7 +117,7 @@ class Version:
 
     def tell(self, cursor: Cursor, rank: int, world: int) -> None:
         """Say where a reader of this version is, so that the daemon fetches what comes next. It is advice: a daemon
-        that does not take it serves reads all the same."""
+        that does not take it serves reads all the same, so a refusal is a warning, once."""
         order = {
             "mode": "window" if cursor.mode.slice else "global", "seed": str(cursor.seed), "epoch": str(cursor.epoch),
             "slice": cursor.mode.slice, "group": cursor.mode.group,
@@ -125,8 +126,14 @@ class Version:
             "t": "reader", "set": self.set, "id": self._reader, "order": order, "rank": rank, "world": world,
             "at": cursor.at,
         }  # fmt: skip
-        with contextlib.suppress(Error):
+        try:
             self.ask(msg, "reader").close()
+        except Unavailable:
+            pass  # reads that need the daemon say so
+        except Error as e:
+            if not self._warned:
+                self._warned = True
+                warnings.warn(f"{self.ref}: nothing is fetched ahead for this reader: {e}", RuntimeWarning, 2)
 
     def pack(self, number: int) -> Bytes | None:
         """The whole pack, mapped, when it is whole on this node."""
