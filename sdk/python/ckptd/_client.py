@@ -82,18 +82,19 @@ class Client:
     @contextlib.contextmanager
     def session(self) -> Iterator[Session]:
         """Borrow a session; it goes back unless it broke."""
-        s = self._borrow()
+        s = self.borrow()
         try:
             yield s
         except Error:  # a refusal leaves the session as it was; anything worse has closed it
-            self._give_back(s)
+            self.give_back(s)
             raise
         except BaseException:
             s.close()
             raise
-        self._give_back(s)
+        self.give_back(s)
 
-    def _borrow(self) -> Session:
+    def borrow(self) -> Session:
+        """A session for one save or load; to be given back, or closed."""
         while True:
             with self._lock:
                 s = self._idle.pop() if self._idle else None
@@ -106,7 +107,8 @@ class Client:
                 return s
             s.close()
 
-    def _give_back(self, s: Session) -> None:
+    def give_back(self, s: Session) -> None:
+        """Keep a session for the next call."""
         if s.closed:
             return
         with self._lock:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _dtensor
 from ._errors import Invalid
 from ._merge import region
 from ._tensors import is_torch
@@ -15,13 +16,13 @@ from ._tree import Piece
 
 
 def leaf_paths(state: Any, path: str = "") -> dict[str, Any]:
-    """Every leaf of a state by its dotted path."""
+    """Every leaf of a state by its dotted path; a DTensor is the Piece that this rank has of it."""
     if isinstance(state, MutableMapping):
         items = list(state.items())
     elif isinstance(state, (list, tuple)):
         items = list(enumerate(state))
     else:
-        return {path: state}
+        return {path: Piece(*_dtensor.part(state)) if _dtensor.is_dtensor(state) else state}
     out: dict[str, Any] = {}
     for k, v in items:
         out.update(leaf_paths(v, f"{path}.{k}" if path else str(k)))
@@ -56,15 +57,17 @@ class _Filling:
     def visit(self, mine: Any, theirs: Any, path: str, put: Callable[[Any], None] | None) -> None:
         """Plan to bring `theirs` into `mine`; `put` replaces `mine` in its container, where that can be done."""
         if isinstance(mine, MutableMapping) and isinstance(theirs, dict):
+            left = dict(theirs)
+            named = {str(k): k for k in theirs}  # some that save states make "0" of a dict's 0
             for k in mine:
                 at = f"{path}.{k}" if path else str(k)
-                if k in theirs:
-                    self.visit(mine[k], theirs[k], at, _setter(mine, k))
+                key = k if k in theirs else named.get(str(k), k)
+                if key in left:
+                    self.visit(mine[k], left.pop(key), at, _setter(mine, k))
                 else:
                     self.missing(at, "the state to fill")
-            for k in theirs:
-                if k not in mine:
-                    self.missing(f"{path}.{k}" if path else str(k), "the checkpoint")
+            for k in left:
+                self.missing(f"{path}.{k}" if path else str(k), "the checkpoint")
         elif isinstance(mine, (list, tuple)) and isinstance(theirs, (list, tuple)):
             if len(mine) != len(theirs):
                 self.problems.append(f"{path} has {len(mine)} items here and {len(theirs)} in the checkpoint")
@@ -78,6 +81,8 @@ class _Filling:
             self.leaf(mine, theirs, path, put)
 
     def leaf(self, mine: Any, theirs: Any, path: str, put: Callable[[Any], None] | None) -> None:
+        if _dtensor.is_dtensor(mine):
+            mine = Piece(*_dtensor.part(mine))
         if isinstance(mine, Piece):
             theirs = self.part(mine, theirs, path)
             mine = mine.array

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import _dtypes
+from ._boxes import Box
+from ._each import each
 from ._errors import Conflict, Invalid, NotFound
 from ._into import fill, leaf_paths
 from ._launch import detect
 from ._merge import assemble, merge_states
+from ._parts import Stored, stored
+from ._reshard import state_for
 from ._save import CURSOR
 from ._shard import Checkpoint, Shard
 from ._tree import Piece
-from ._untree import LEFT_OUT, Memory, flat_tree, only_of
+from ._untree import LEFT_OUT, Memory, flat_tree, only_of, restore
 
 if TYPE_CHECKING:
     from ._client import Client
-
-MAX_PARALLEL = 8  # shards read at once
-
-T = TypeVar("T")
 
 
 def load(
@@ -43,7 +42,7 @@ def load(
     cursors: set[str] = set()
     with Checkpoint(client, ref, check=check) as ck:
         ranks, merging = _ranks(rank, ck)
-        states = _each(ranks, lambda r: state(ck.shard(r)))
+        states = each(ranks, lambda r: state(ck.shard(r)))
         if all(s is LEFT_OUT for s in states):
             raise NotFound(
                 f"{ref}: nothing in it matches only={only!r}", f"ckpt show {ref} --tensors lists what it has"
@@ -85,45 +84,41 @@ def _ranks(rank: int | str | None, ck: Checkpoint) -> tuple[list[int], bool]:
     return list(range(ck.world)), True
 
 
-def _each(ranks: Sequence[int], work: Callable[[int], T]) -> list[T]:
-    if len(ranks) == 1:
-        return [work(ranks[0])]
-    with ThreadPoolExecutor(min(MAX_PARALLEL, len(ranks))) as pool:
-        return list(pool.map(work, ranks))
-
-
 def load_into(
     client: Client, ref: str, state: Any, *, strict: bool, rank: int | None, check: bool, allow_pickle: bool
 ) -> Any:
     """See Client.load_into."""
-    paths = leaf_paths(state)
+    mine = leaf_paths(state)
+    with Checkpoint(client, ref, check=check) as ck:
+        own, merging = _ranks(rank, ck)
+        if any(isinstance(v, Piece) for v in mine.values()) and rank is None:
+            here = own[0] if not merging else -1
+            if here < 0 or not _same_pieces(mine, ck, here):  # cut differently from what this rank saved
+                found = detect()
+                me = found[0] if found is not None else 0
+                got = state_for(ck, mine, me, strict=strict, allow_pickle=allow_pickle)
+                return fill(state, got, ref, strict=strict)
     got = load(
-        client, ref, only=None if strict else list(paths), rank=rank, device=None, check=check, copy=False,
+        client, ref, only=None if strict else list(mine), rank=rank, device=None, check=check, copy=False,
         allow_pickle=allow_pickle,
     )  # fmt: skip
-    if any(isinstance(v, Piece) for v in paths.values()) and rank is None and not _same_pieces(paths, got):
-        with Checkpoint(client, ref, check=check) as ck:  # cut differently from what this rank saved: all ranks' parts
-            wanted = None if strict else only_of(list(paths))
-            every = _each(range(ck.world), lambda r: _one(ck.shard(r), wanted, allow_pickle))
-            got = merge_states([(r, s) for r, s in enumerate(every) if s is not LEFT_OUT], ref)
     return fill(state, got, ref, strict=strict)
 
 
-def _one(shard: Shard, wanted: Any, allow_pickle: bool) -> Any:
-    with shard:
-        return shard.state(only=wanted, copy=False, device=None, allow_pickle=allow_pickle)
+def _same_pieces(mine: dict[str, Any], ck: Checkpoint, rank: int) -> bool:
+    """Whether this rank's own shard has all that it wants, and in just these pieces, by the shard's header."""
+    with ck.shard(rank) as shard:
+        header = shard.header()
+        theirs = leaf_paths(restore(shard.tree(), lambda leaf: stored(rank, header, leaf)))
 
+    def alike(p: Piece, s: Any) -> bool:
+        if not isinstance(s, Stored) or s.shape != tuple(p.global_shape):
+            return False
+        return s.whole or s.box == Box(tuple(p.start), tuple(p.array.shape))
 
-def _same_pieces(paths: dict[str, Any], got: Any) -> bool:
-    theirs = leaf_paths(got)
-
-    def same(path: str, p: Piece) -> bool:
-        q = theirs.get(path)
-        if not isinstance(q, Piece):
-            return q is not None  # whole already
-        return tuple(p.start) == tuple(q.start) and tuple(p.array.shape) == tuple(q.array.shape)
-
-    return all(same(path, p) for path, p in paths.items() if isinstance(p, Piece))
+    return all(path in theirs for path in mine) and all(
+        alike(p, theirs[path]) for path, p in mine.items() if isinstance(p, Piece)
+    )
 
 
 def tensor(
@@ -132,7 +127,7 @@ def tensor(
     """See Client.tensor."""
     with Checkpoint(client, ref, check=check) as ck:
         ranks = [rank] if rank is not None else [0] if ck.world == 1 else _holders(client, ck, name)
-        parts = _each(ranks, lambda r: _tensor(ck.shard(r), name, ranges, ref))
+        parts = each(ranks, lambda r: _tensor(ck.shard(r), name, ranges, ref))
     if len(parts) == 1:
         return parts[0].array if isinstance(parts[0], Piece) and rank is not None else _whole(parts, name)
     if not all(isinstance(p, Piece) for p in parts):

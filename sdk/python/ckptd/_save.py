@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from . import _header
-from ._errors import Conflict, Incomplete, Invalid, NotFound
+from ._errors import Conflict, Error, Incomplete, Invalid, NotFound, Unavailable
 from ._fill import Filler
 from ._launch import launch as launch_name
 from ._launch import rank_world
 from ._sets import LEVELS, Set
-from ._tree import flatten
+from ._tree import Flat, flatten
 
 if TYPE_CHECKING:
     from ._client import Client
@@ -63,7 +63,7 @@ class Handle:
         return f"<ckptd.Handle {self.set} rank {self.rank}: {self.size} bytes in {self.stall:.3f} s>"
 
 
-def _cursor(data: Any) -> str:
+def cursor_of(data: Any) -> str:
     cursor = data.state_dict().get("cursor")
     if not isinstance(cursor, str):
         raise Invalid(
@@ -86,28 +86,72 @@ def save(
     """See Client.save."""
     begun = time.perf_counter()
     rank, world = rank_world(rank, world_size)
-    step = operator.index(step)
     flat = flatten(state, allow_pickle=allow_pickle)
     if data is not None:
-        flat.meta[CURSOR] = _cursor(data)
-    head, header = _header.build(flat.tensors, flat.meta)
-    attempt = client.attach(run, launch_name(launch, world), world)
-    request = {
-        "t": "save", "run": run, "step": step, "attempt": attempt, "rank": rank, "world": world,
-        "size": header.size, "metrics": _metrics(metrics),
-    }  # fmt: skip
-    with client.session() as s:
-        if len(head) > s.max_header:
-            raise Invalid(f"the header of this shard is {len(head)} bytes; the daemon takes {s.max_header}")
-        s.early.clear()
-        set_id = str(s.ask(request, "admitted", head).msg.get("set", f"{run}@{step}#{attempt}"))
-        offsets = [e.offset for e in header.entries.values()]
-        workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
-        Filler(s, flat.sources, offsets, header.size, workers=workers).run()
-        s.seal()
-    if world == 1:
-        client.saved(run, step, set_id)
-    return Handle(client, set_id, rank, header.size, time.perf_counter() - begun)
+        flat.meta[CURSOR] = cursor_of(data)
+    saving = Saving(client, run, step, flat, rank=rank, world=world, launch=launch, metrics=metrics)
+    return saving.seal(begun)
+
+
+class Saving:
+    """One rank's shard whose every byte the daemon has been given, and which is not yet sealed.
+
+    It is the set's only when seal() has returned; before that, hanging up (abort(), or the end of the process)
+    leaves nothing of it.
+    """
+
+    def __init__(
+        self, client: Client, run: str, step: int, flat: Flat, *, rank: int, world: int, launch: str | None,
+        metrics: Mapping[str, float] | None,
+    ) -> None:  # fmt: skip
+        self._client, self.rank, self._alone = client, rank, world == 1
+        self._run, self._step = run, operator.index(step)
+        head, header = _header.build(flat.tensors, flat.meta)
+        self.size = header.size
+        attempt = client.attach(run, launch_name(launch, world), world)
+        request = {
+            "t": "save", "run": run, "step": self._step, "attempt": attempt, "rank": rank, "world": world,
+            "size": header.size, "metrics": _metrics(metrics),
+        }  # fmt: skip
+        s = self._session = client.borrow()
+        try:
+            if len(head) > s.max_header:
+                raise Invalid(f"the header of this shard is {len(head)} bytes; the daemon takes {s.max_header}")
+            s.early.clear()
+            self.set = str(s.ask(request, "admitted", head).msg.get("set", f"{run}@{self._step}#{attempt}"))
+        except Error:  # a refusal leaves the session as it was; anything worse has closed it
+            client.give_back(s)
+            raise
+        except BaseException:
+            s.close()
+            raise
+        try:
+            offsets = [e.offset for e in header.entries.values()]
+            workers = min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+            Filler(s, flat.sources, offsets, header.size, workers=workers).run()
+        except BaseException:
+            s.close()
+            raise
+
+    def seal(self, begun: float | None = None) -> Handle:
+        """Have the daemon keep it. begun: when the call that this ends was begun, by time.perf_counter."""
+        begun = time.perf_counter() if begun is None else begun
+        s = self._session
+        if s.closed:
+            raise Unavailable(f"{self.set} rank {self.rank}: its session is gone", "save it again")
+        try:
+            s.seal()
+        except BaseException:
+            s.close()
+            raise
+        self._client.give_back(s)
+        if self._alone:
+            self._client.saved(self._run, self._step, self.set)
+        return Handle(self._client, self.set, self.rank, self.size, time.perf_counter() - begun)
+
+    def abort(self) -> None:
+        """Leave nothing of it. Not after seal()."""
+        self._session.close()
 
 
 def _metrics(metrics: Mapping[str, float] | None) -> dict[str, float]:

@@ -90,18 +90,23 @@ class Checkpoint:
 class Shard:
     """One rank's shard, read as far as it was asked for."""
 
-    def __init__(self, ck: Checkpoint, rank: int) -> None:
-        self._ck, self.rank, self.size = ck, rank, ck.size(rank)
+    def __init__(self, ck: Checkpoint, rank: int, header: Header | None = None) -> None:
+        """header: what the manifest says of it, so that it need not be read."""
+        self._ck, self.rank, self.size = ck, rank, ck.size(rank) if header is None else header.size
         self.data: Bytes = np.empty(0, np.uint8)
         self._local = False
         self._memfd = -1
         self._have_all = False
-        self._header: Header | None = None
+        self._header = header
 
     def __enter__(self) -> Shard:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it. What was handed out stays."""
         if self._memfd >= 0:
             os.close(self._memfd)  # the mapping stays
             self._memfd = -1
@@ -117,8 +122,8 @@ class Shard:
                     self.fetch([(0, n)])
             n = _header.length(memoryview(self.data[:8]), self.size)
             self._header = _header.parse(memoryview(self.data[:n]), self.size)
-            if self._header.meta.get(VERSION, "1") != "1":
-                raise Corrupt(f"shard of version {self._header.meta[VERSION]!r}: it was written by a newer ckptd")
+        if self._header.meta.get(VERSION, "1") != "1":
+            raise Corrupt(f"shard of version {self._header.meta[VERSION]!r}: it was written by a newer ckptd")
         return self._header
 
     def fetch(self, ranges: list[Range] | None) -> None:

@@ -134,8 +134,6 @@ def _bounds(first: int, a: npt.NDArray[Any]) -> tuple[int, int]:
 
 def _from_torch(path: str, x: Any) -> Source:
     torch = sys.modules["torch"]
-    if hasattr(x, "to_local") and hasattr(x, "placements"):
-        raise Invalid("a DTensor is one piece of a sharded tensor", "wrap x.to_local() in ckptd.Piece")
     if x.layout is not torch.strided or x.is_quantized or getattr(x, "is_nested", False):
         raise Invalid(f"a torch tensor of layout {x.layout} is not plain memory", "save its dense parts")
     if x.device.type == "meta":

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _dtypes
+from . import _dtensor, _dtypes
 from ._errors import Invalid
 from ._tensors import Source, share, source
 
@@ -137,6 +137,11 @@ class _Flattener:
             return self._blob(x, path)
         if isinstance(x, Piece):
             return self._piece(x, path)
+        if _dtensor.is_dtensor(x):
+            try:
+                return self._piece(Piece(*_dtensor.part(x)), path)
+            except Invalid as e:
+                raise Invalid(f"{path or 'state'}: {e.message}", e.hint) from None
         src = source(path, x)
         if src is not None:
             return self._take(src)

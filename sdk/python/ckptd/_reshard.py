@@ -1,0 +1,105 @@
+"""Filling one rank's state from a set that was saved in other pieces: only what it needs is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ._boxes import Box
+from ._errors import Invalid
+from ._into import leaf_paths
+from ._merge import same
+from ._parts import Parts, Stored, choose
+from ._shard import Checkpoint
+from ._tensors import is_torch
+from ._tree import Piece
+
+
+class Spread:
+    """A tensor of the set: the boxes of it that the ranks hold."""
+
+    def __init__(self, held: list[Stored], path: str) -> None:
+        self.held, self.path = held, path
+        self.shape, self.dtype = held[0].shape, held[0].dtype
+        if any((s.shape, s.dtype) != (self.shape, self.dtype) for s in held):
+            raise Invalid(f"{path}: ranks {[s.rank for s in held[:8]]} hold pieces of different tensors")
+
+
+def state_for(ck: Checkpoint, mine: dict[str, Any], rank: int, *, strict: bool, allow_pickle: bool) -> Any:
+    """The set's state with the arrays that `mine` (the leaves of this rank's state by path) asks for: a Piece for a
+    Piece, else the whole tensor. What mine does not name stays a Spread, or is left out when not strict."""
+    parts = Parts(ck)
+    try:
+        tree = _merge(list(zip(parts.ranks, parts.trees(), strict=True)), "", ck.ref)
+        wanted: list[tuple[Stored, Box]] = []
+        goes: list[tuple[str, Box]] = []  # of each part: whose, and the box that one asked for
+        for path, x in leaf_paths(tree).items():
+            if not isinstance(x, Spread) or path not in mine:
+                continue
+            to = mine[path]
+            piece = isinstance(to, Piece)
+            if piece and tuple(to.global_shape) != x.shape:
+                continue  # does not fit: fill says so
+            box = Box(tuple(to.start), tuple(to.array.shape)) if piece else Box(tuple(0 for _ in x.shape), x.shape)
+            for s, part in choose(box, x.held, f"{ck.ref}: {path}", rank):
+                wanted.append((s, part))
+                goes.append((path, box))
+            if not box.size:
+                wanted.append((x.held[0], Box(x.held[0].box.start, tuple(0 for _ in x.shape))))
+                goes.append((path, box))
+        made: dict[str, Any] = {}
+
+        def take(i: int, array: Any) -> None:
+            path, box = goes[i]
+            part = wanted[i][1]
+            if path not in made and part == box:
+                made[path] = array  # one part is all of it: no copy
+                return
+            if path not in made:
+                made[path] = array.new_empty(box.shape) if is_torch(array) else np.empty(box.shape, array.dtype)
+            if part.size:
+                made[path][part.within(box)] = array
+
+        parts.read(wanted, take, allow_pickle=allow_pickle)
+        return _with(tree, lambda path, x: _as(made.get(path, x), mine.get(path)))
+    finally:
+        parts.close()
+
+
+def _as(x: Any, to: Any) -> Any:
+    return Piece(x, to.global_shape, to.start) if isinstance(to, Piece) and not isinstance(x, Spread) else x
+
+
+def _merge(states: list[tuple[int, Any]], path: str, ref: str) -> Any:
+    """The union of the ranks' dicts, with a Spread for each tensor."""
+    values = [v for _, v in states]
+    if all(isinstance(v, dict) for v in values):
+        keys = dict.fromkeys(k for v in values for k in v)
+        return {
+            k: _merge([(r, v[k]) for r, v in states if k in v], f"{path}.{k}" if path else str(k), ref) for k in keys
+        }
+    if all(isinstance(v, Stored) for v in values):
+        return Spread(values, path)
+    if all(type(v) is type(values[0]) and isinstance(v, (list, tuple)) for v in values):
+        if len({len(v) for v in values}) == 1:
+            items = [
+                _merge([(r, v[i]) for r, v in states], f"{path}.{i}" if path else str(i), ref)
+                for i in range(len(values[0]))
+            ]
+            return type(values[0])(items)
+    elif all(same(values[0], v) for v in values[1:]):
+        return values[0]
+    raise Invalid(
+        f"{ref}: ranks {', '.join(str(r) for r, _ in states[:8])} differ in {path or 'state'}: they cannot be merged",
+        "name one rank with rank=",
+    )
+
+
+def _with(tree: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
+    if isinstance(tree, dict):
+        return {k: _with(v, change, f"{path}.{k}" if path else str(k)) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_with(v, change, f"{path}.{i}" if path else str(i)) for i, v in enumerate(tree))
+    return change(path, tree)
