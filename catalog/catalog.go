@@ -279,6 +279,11 @@ func (c *Catalog) Abort(ctx context.Context, id SetID, reason string, now time.T
 // Tombstone is the first phase of a prune: the set is no longer visible, its
 // bytes are still there. Pinned and leased sets are ErrConflict.
 func (c *Catalog) Tombstone(ctx context.Context, id SetID, reason string, now time.Time) (SetRecord, error) {
+	return c.tombstone(ctx, id, reason, now, func(*SetRecord) error { return nil })
+}
+
+// tombstone prunes a committed set that check lets go.
+func (c *Catalog) tombstone(ctx context.Context, id SetID, reason string, now time.Time, check func(*SetRecord) error) (SetRecord, error) {
 	if holders, err := c.Leases(ctx, id, now); err != nil {
 		return SetRecord{}, err
 	} else if len(holders) > 0 {
@@ -292,6 +297,9 @@ func (c *Catalog) Tombstone(ctx context.Context, id SetID, reason string, now ti
 			return fmt.Errorf("prune: %w: it is %s", ErrConflict, s.State)
 		case s.Pinned:
 			return fmt.Errorf("prune: %w: it is pinned; unpin it first", ErrConflict)
+		}
+		if err := check(s); err != nil {
+			return err
 		}
 		s.State, s.Pruned, s.Reason = Pruned, now, reason
 		return nil

@@ -14,6 +14,16 @@ const (
 	packsPrefix    = "_packs/"
 )
 
+// What the shard of a version's index says of it: keys of its metadata. The
+// values of all but the digest are numbers.
+const (
+	MetaDigest  = "digest" // of the content
+	MetaFiles   = "files"
+	MetaBytes   = "bytes" // of the files
+	MetaSamples = "samples"
+	MetaPacks   = "packs"
+)
+
 // Reserved says whether the run is one of ckptd's own: it is not listed with
 // the users' runs, and not for checkpoints.
 func (r Run) Reserved() bool { return strings.HasPrefix(string(r), "_") }

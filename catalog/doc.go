@@ -16,7 +16,8 @@
 //  4. No overwrite: a committed set's manifest root never changes.
 //  5. Never the last copy: SafeToDrop is the one rule.
 //  6. Prune in two phases: Tombstone first, Forget after the bytes are gone. Of
-//     a reader that takes a lease and a pruner, one sees the other.
+//     a reader that takes a lease and a pruner, one sees the other; of a version
+//     that is committed and a collector that condemns its pack, too.
 //  9. Bounded: names, metrics, stories, launches, watches and retries have
 //     limits; a node that mirrors the catalog pays about 1 KB a set.
 //  10. Refuse early: what can never work is ErrInvalid before the store is asked.

@@ -32,6 +32,7 @@ func bulkKey(d Digest, chunk int) string      { return fmt.Sprintf("%s.%06d", bu
 
 const (
 	coordKey           = "coord"
+	rebuiltKey         = "rebuilt"
 	targetMapKey       = "targets"
 	targetStatusPrefix = "target"
 	scrubPrefix        = "scrub"

@@ -21,7 +21,7 @@ type leaseRecord struct {
 // Lease keeps a committed set's bytes from being pruned until the given time,
 // on behalf of holder. The record is written before the set is looked at once
 // more, and a pruner looks for leases after its tombstone: one of the two sees
-// the other. Lease renews too; when that fails because the set is pruned, what
+// the other. A condemned set gets no new lease. Lease renews too; when that fails because the set is pruned, what
 // was left of the lease stays, so that the reader can finish.
 func (c *Catalog) Lease(ctx context.Context, id SetID, holder string, until time.Time) error {
 	if err := checkHolder(holder); err != nil {
@@ -40,6 +40,8 @@ func (c *Catalog) Lease(ctx context.Context, id SetID, holder string, until time
 	s, err := read[SetRecord](ctx, c.records, setKey(id))
 	if err == nil && s.State != Committed {
 		err = fmt.Errorf("it is %s: %w", s.State, fs.ErrNotExist)
+	} else if err == nil && !s.Condemned.IsZero() && before.Until.IsZero() {
+		err = fmt.Errorf("it is about to be pruned: %w", fs.ErrNotExist)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("lease %v: %w", id, err), c.unrenew(ctx, key, before))

@@ -106,7 +106,8 @@ type SetRecord struct {
 	Metrics   map[string]float64 `json:"metrics,omitempty"`
 	Tags      map[string]string  `json:"tags,omitempty"`
 	Pinned    bool               `json:"pinned,omitempty"`
-	Version   int64              `json:"version"` // grows with each change; orders the copies kept on tiers
+	Condemned time.Time          `json:"condemned,omitzero"` // it is about to be pruned, see Condemn
+	Version   int64              `json:"version"`            // grows with each change; orders the copies kept on tiers
 }
 
 // valid says whether the record may stand under key.

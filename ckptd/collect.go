@@ -36,6 +36,9 @@ func planCollect(set *catalog.SetRecord, grace time.Duration, now time.Time) boo
 func (n *Node) collectSet(ctx context.Context, id catalog.SetID) error {
 	// The mirror may be behind: only the record itself allows a deletion.
 	rec, err := n.cat.Set(ctx, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil || !planCollect(&rec, n.cfg.Grace, time.Now()) {
 		return err
 	}

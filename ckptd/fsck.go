@@ -110,6 +110,9 @@ func (f *fsckRun) set(ctx context.Context, rec catalog.SetRecord) error {
 	if _, _, err := n.manifest(ctx, rec); err != nil {
 		f.problem(id, false, "the manifest cannot be read: %v", err)
 	}
+	if err := n.wholeVersion(ctx, rec); err != nil {
+		f.problem(id, false, "%v", err)
+	}
 	if err := f.record(ctx, rec); err != nil {
 		return err
 	}

@@ -45,24 +45,25 @@ type Config struct {
 	Insecure bool     // allow Listen off loopback without TLS and token
 	UIDs     []uint32 // users besides the daemon's own and root that may use the socket; their group must be able to open it
 
-	Cache       int64               // most bytes of copies of packs, default half of the local tier
-	MaxSessions int                 // connections of SDKs, default 4096
-	Layout      string              // default layout of runs, "k+m"; "" by the number of targets
-	Unit        int64               // stripe unit, bytes; default 1 MiB
-	Compress    string              // what runs without a policy do on the way to the remote tier: "" or catalog.CompressNone, catalog.CompressZstd
-	Grace       time.Duration       // between a prune's tombstone and the removal of bytes, default 5 min
-	Incomplete  time.Duration       // abort sets still writing after this, default 1 h
-	LeaseTTL    time.Duration       // of the coordinator, default 3 s
-	Heartbeat   time.Duration       // of the node's record, default 5 s
-	RepairAfter time.Duration       // how long a target is down before its columns are rebuilt elsewhere, default 15 min
-	ScrubEvery  time.Duration       // between two looks at every column of a target; 0: only when ordered
-	ScrubGrace  time.Duration       // between the first sight of a column that no record names and its removal, default 1 h
-	Probe       time.Duration       // between two looks at each target, default 5 s
-	TargetDown  time.Duration       // a target that nobody reached for so long is down, default 30 s
-	NATS        string              // for status: "embedded" or a URL
-	Data        string              // for status, and where it is remembered what is mounted; "": it is not
-	Mounts      []wire.MountRequest // to be there from the beginning
-	Log         *slog.Logger        // nil: slog.Default()
+	Cache        int64               // most bytes of copies of packs, default half of the local tier
+	MaxSessions  int                 // connections of SDKs, default 4096
+	Layout       string              // default layout of runs, "k+m"; "" by the number of targets
+	Unit         int64               // stripe unit, bytes; default 1 MiB
+	Compress     string              // what runs without a policy do on the way to the remote tier: "" or catalog.CompressNone, catalog.CompressZstd
+	Grace        time.Duration       // between a prune's tombstone and the removal of bytes, default 5 min
+	PackPatience time.Duration       // a pack of a dataset that no version names is kept so long, default 24 h
+	Incomplete   time.Duration       // abort sets still writing after this, default 1 h
+	LeaseTTL     time.Duration       // of the coordinator, default 3 s
+	Heartbeat    time.Duration       // of the node's record, default 5 s
+	RepairAfter  time.Duration       // how long a target is down before its columns are rebuilt elsewhere, default 15 min
+	ScrubEvery   time.Duration       // between two looks at every column of a target; 0: only when ordered
+	ScrubGrace   time.Duration       // between the first sight of a column that no record names and its removal, default 1 h
+	Probe        time.Duration       // between two looks at each target, default 5 s
+	TargetDown   time.Duration       // a target that nobody reached for so long is down, default 30 s
+	NATS         string              // for status: "embedded" or a URL
+	Data         string              // for status, and where it is remembered what is mounted; "": it is not
+	Mounts       []wire.MountRequest // to be there from the beginning
+	Log          *slog.Logger        // nil: slog.Default()
 }
 
 func (c Config) withDefaults() Config {
@@ -72,6 +73,7 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	def(&c.Grace, 5*time.Minute)
+	def(&c.PackPatience, 24*time.Hour)
 	def(&c.Incomplete, time.Hour)
 	def(&c.LeaseTTL, 3*time.Second)
 	def(&c.Heartbeat, 5*time.Second)
@@ -115,8 +117,8 @@ type Node struct {
 	stats   Stats
 	peers   peerClient
 
-	kickVote, kickDrain, kickCollect, kickEvict, kickLead, kickFollow, kickBeat, kickRepair, kickScrub, kickMount kick
-	finishing                                                                                                     sync.WaitGroup // sealed shards being written
+	kickVote, kickDrain, kickCollect, kickEvict, kickLead, kickFollow, kickBeat, kickRepair, kickScrub, kickMount, kickPacks kick
+	finishing                                                                                                                sync.WaitGroup // sealed shards being written
 
 	trouble struct {
 		sync.Mutex
@@ -136,6 +138,7 @@ type Node struct {
 	repair    repair
 	scrub     scrub
 	packs     *packs.Cache
+	named     namedPacks
 	packWaits chan struct{} // a token a request of another node that waits for a pack
 	versions  struct {
 		sync.Mutex
@@ -156,7 +159,7 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	n := &Node{
 		cfg: cfg, cat: t.Catalog, local: t.Local, arena: t.Arena, remote: t.Remote,
 		log: cfg.Log, started: time.Now(),
-		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(), kickFollow: newKick(), kickBeat: newKick(), kickRepair: newKick(), kickScrub: newKick(), kickMount: newKick(),
+		kickVote: newKick(), kickDrain: newKick(), kickCollect: newKick(), kickEvict: newKick(), kickLead: newKick(), kickFollow: newKick(), kickBeat: newKick(), kickRepair: newKick(), kickScrub: newKick(), kickMount: newKick(), kickPacks: newKick(),
 	}
 	n.elector = catalog.Elector{Catalog: t.Catalog, Node: cfg.Name, TTL: cfg.LeaseTTL}
 	n.trouble.lines = make(map[string]string)
@@ -210,6 +213,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.loop(ctx, "repair", n.kickRepair, repairEvery, n.repairOnce) })
 	g.Go(func() error { return n.loop(ctx, "scrub", n.kickScrub, scrubEvery, n.scrubOnce) })
 	g.Go(func() error { return n.loop(ctx, "collect", n.kickCollect, 10*time.Second, n.collectOnce) })
+	g.Go(func() error { return n.loop(ctx, "packs", n.kickPacks, packsEvery(n.cfg.PackPatience), n.collectPacks) })
 	g.Go(func() error { return n.loop(ctx, "mount", n.kickMount, mountEvery, n.mountOnce) })
 	g.Go(func() error { return n.loop(ctx, "heartbeat", n.kickBeat, n.cfg.Heartbeat, n.beat) })
 	g.Go(func() error { return n.loop(ctx, "cache", newKick(), tidyEvery, n.tidyPacks) })

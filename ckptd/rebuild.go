@@ -27,6 +27,10 @@ func (n *Node) postRebuild(ctx context.Context, c *app.RequestContext) error {
 // disks, the targets, and the disks of the other nodes that are up. Records
 // that exist and are newer stay, so it is safe at any time.
 func (n *Node) rebuild(ctx context.Context, progress func(wire.Progress)) (wire.RebuildResult, error) {
+	// Versions may come back much later than the packs they name.
+	if err := n.cat.NoteRebuild(ctx, time.Now()); err != nil {
+		return wire.RebuildResult{Problems: []string{}}, err
+	}
 	res, err := n.rebuildLocal(ctx, progress)
 	if err != nil {
 		return res, err
@@ -82,7 +86,12 @@ func (n *Node) rebuild(ctx context.Context, progress func(wire.Progress)) (wire.
 	}
 	res.Runs = len(runs)
 	n.kickDrain.now()
-	return res, nil
+	for _, s := range sets {
+		if err := n.wholeVersion(ctx, s); err != nil {
+			res.Problems = append(res.Problems, err.Error())
+		}
+	}
+	return res, ctx.Err()
 }
 
 // rebuildLocal adopts the records on this node's disks and states its shards.

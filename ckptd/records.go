@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -84,12 +85,15 @@ func (n *Node) copyRecord(ctx context.Context, rec catalog.SetRecord) error {
 		}
 	}
 	if !holds {
-		return nil
+		return n.dropLateCopy(ctx, rec)
 	}
 	if err := n.local.Put(ctx, rec.RecordName(), b); err != nil {
 		return err
 	}
 	n.setCopied(rec.SetID, rec.Version)
+	if err := n.dropLateCopy(ctx, rec); err != nil {
+		return err
+	}
 	return n.copyRun(ctx, rec.Run, false)
 }
 
@@ -103,6 +107,30 @@ func (n *Node) publishRecord(ctx context.Context, rec catalog.SetRecord, b []byt
 	}
 	// Also when the set's record was there: a crash may have come between the two.
 	return n.copyRun(ctx, rec.Run, true)
+}
+
+// dropLateCopy removes the copies of a tombstone that were made when the set was
+// being collected, or had been: nobody would find them any more. What the catalog
+// does not know is no reason to remove anything: the record itself must say so.
+func (n *Node) dropLateCopy(ctx context.Context, rec catalog.SetRecord) error {
+	if !planCollect(&rec, n.cfg.Grace, time.Now()) {
+		return nil // its collection is still to come
+	}
+	now, err := n.cat.Set(ctx, rec.SetID)
+	if err == nil && !planCollect(&now, n.cfg.Grace, time.Now()) {
+		return nil
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if holders, err := n.cat.Leases(ctx, rec.SetID, time.Now()); err != nil || len(holders) > 0 {
+		return err
+	}
+	if n.leader() == n.cfg.Name {
+		if err := n.collectRemote(ctx, rec.SetID); err != nil {
+			return err
+		}
+	}
+	return n.collectLocal(ctx, rec.SetID)
 }
 
 // copyRun writes run.json on the local tier or the remote one.

@@ -19,12 +19,10 @@ import (
 // Version is a dataset's version that somebody has open: its index is on this
 // node's disk, checked and mapped, and a lease keeps it from being pruned.
 type Version struct {
-	Set   catalog.SetID
-	Index *index.Index
+	Set catalog.SetID
+	mapped
 
 	n     *Node
-	index *packs.Handle
-	mem   []byte
 	users int           // under Node.versions
 	ready chan struct{} // closed when it is open, or err is set
 	err   error
@@ -107,24 +105,59 @@ func (v *Version) open(ctx context.Context) (err error) {
 	if err := v.lease(ctx); err != nil {
 		return err
 	}
-	if v.index, err = v.n.OpenPack(ctx, v.Set); err != nil {
+	ref, err := v.n.packRef(ctx, v.Set)
+	if err != nil {
 		return err
 	}
-	if err := v.index.Wait(ctx); err != nil {
-		return fmt.Errorf("index: %w", err)
+	v.mapped, err = v.n.mapIndex(ctx, ref)
+	return err
+}
+
+// mapped is a version's index on this node's disk, checked and mapped.
+type mapped struct {
+	Index *index.Index
+	index *packs.Handle
+	mem   []byte
+}
+
+// mapIndex brings an index to this node's disk and maps it. Nothing holds the
+// version: that is the caller's.
+func (n *Node) mapIndex(ctx context.Context, ref restore.ShardRef) (m mapped, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.unmap())
+		}
+	}()
+	if m.index, err = n.packs.Open(ctx, ref); err != nil {
+		return m, err
 	}
-	f, err := v.index.Lend(ctx)
+	if err := m.index.Wait(ctx); err != nil {
+		return m, fmt.Errorf("index: %w", err)
+	}
+	f, err := m.index.Lend(ctx)
 	if err != nil {
-		return fmt.Errorf("index: %w", err)
+		return m, fmt.Errorf("index: %w", err)
 	}
 	defer f.Close()
-	size := v.index.Size()
-	if size > 0 {
-		if v.mem, err = unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED); err != nil {
-			return fmt.Errorf("map index: %w", err)
+	if size := m.index.Size(); size > 0 {
+		if m.mem, err = unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED); err != nil {
+			return m, fmt.Errorf("map index: %w", err)
 		}
 	}
-	v.Index, err = index.Open(v.mem)
+	m.Index, err = index.Open(m.mem)
+	return m, err
+}
+
+// unmap must not be called while the index is in use. Calling it again does nothing.
+func (m *mapped) unmap() error {
+	var err error
+	if m.mem != nil {
+		err = unix.Munmap(m.mem)
+	}
+	if m.index != nil {
+		err = errors.Join(err, m.index.Close())
+	}
+	*m = mapped{}
 	return err
 }
 
@@ -161,13 +194,7 @@ func (v *Version) Close() error {
 	if !last {
 		return nil
 	}
-	var err error
-	if v.mem != nil {
-		err = unix.Munmap(v.mem)
-	}
-	if v.index != nil {
-		err = errors.Join(err, v.index.Close())
-	}
+	err := v.unmap()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	if uerr := v.n.cat.Unlease(ctx, v.Set, v.holder()); uerr != nil {

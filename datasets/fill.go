@@ -32,6 +32,7 @@ type filler struct {
 	made struct { // what upload made, by slot
 		sync.Mutex
 		packs map[int]index.Pack
+		first Blob // held until the version is there
 	}
 }
 
@@ -40,6 +41,32 @@ func (f *filler) put(slot int, p index.Pack) {
 	f.made.Lock()
 	defer f.made.Unlock()
 	f.made.packs[slot] = p
+}
+
+// hold keeps the first pack that is made until the version is there. As long as
+// somebody holds it, newer packs that no version names are not collected either.
+func (f *filler) hold(ctx context.Context, set catalog.SetID) error {
+	f.made.Lock()
+	defer f.made.Unlock()
+	if f.made.first != nil {
+		return nil
+	}
+	var err error
+	f.made.first, err = again(ctx, func() (Blob, error) {
+		_, b, err := f.im.store.OpenPack(ctx, set)
+		return b, err
+	})
+	if err != nil {
+		return fmt.Errorf("hold the first pack: %w", err)
+	}
+	return nil
+}
+
+// release lets it go.
+func (f *filler) release() {
+	if f.made.first != nil {
+		_ = f.made.first.Close() // a lease that ends
+	}
 }
 
 // place is where content is.
@@ -330,6 +357,9 @@ func (f *filler) upload(ctx context.Context) error {
 		})
 		if err != nil {
 			return fmt.Errorf("store a pack of %d bytes: %w", size, err)
+		}
+		if err := f.hold(ctx, s.Set); err != nil {
+			return err
 		}
 		f.put(p.slot, s.pack(false))
 		f.free <- p // has room: there are two

@@ -52,19 +52,19 @@ func Import(ctx context.Context, src source.Source, store Store, opt Options) (V
 		return Version{}, fmt.Errorf("find what is stored: %w", err)
 	}
 	defer im.known.Close()
-	f, err := im.run(ctx)
+	f, err := newFiller(im)
 	if err != nil {
+		return Version{}, err
+	}
+	defer f.release()
+	if err := im.run(ctx, f); err != nil {
 		return Version{}, err
 	}
 	return im.finish(ctx, f, base, x)
 }
 
 // run reads and packs everything.
-func (im *importer) run(ctx context.Context) (*filler, error) {
-	f, err := newFiller(im)
-	if err != nil {
-		return nil, err
-	}
+func (im *importer) run(ctx context.Context, f *filler) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer close(im.line)
@@ -76,16 +76,18 @@ func (im *importer) run(ctx context.Context) (*filler, error) {
 	}
 	group.Go(func() error { return f.run(ctx) })
 	group.Go(func() error { return f.upload(ctx) })
-	return f, group.Wait()
+	return group.Wait()
 }
 
 // finish writes the index, and commits it if it says something new.
 func (im *importer) finish(ctx context.Context, f *filler, base *Base, x *index.Index) (Version, error) {
 	v, b := f.version, f.builder
+	named := make([]catalog.SetID, 0, len(f.slots))
 	for i, s := range f.slots {
 		if made, ok := f.made.packs[i]; ok {
 			s = made // upload is over
 		}
+		named = append(named, s.Set)
 		if _, err := b.AddPack(s); err != nil {
 			return Version{}, err
 		}
@@ -117,7 +119,9 @@ func (im *importer) finish(ctx context.Context, f *filler, base *Base, x *index.
 		return Version{}, fmt.Errorf("write the index: %w", err)
 	}
 	v.Set, err = again(ctx, func() (catalog.SetID, error) {
-		return im.store.PutVersion(ctx, Put{File: "index", Size: size, Data: tmp, Meta: func() map[string]string { return versionMeta(told) }})
+		return im.store.PutVersion(ctx, Put{
+			File: "index", Size: size, Data: tmp, Packs: named, Meta: func() map[string]string { return versionMeta(told) },
+		})
 	})
 	if err != nil {
 		return Version{}, fmt.Errorf("commit the version: %w", err)
@@ -128,11 +132,11 @@ func (im *importer) finish(ctx context.Context, f *filler, base *Base, x *index.
 // versionMeta is what the shard of an index says of it.
 func versionMeta(f index.Facts) map[string]string {
 	return map[string]string{
-		"digest":  f.Digest.String(),
-		"files":   fmt.Sprint(f.Files),
-		"bytes":   fmt.Sprint(f.Bytes),
-		"samples": fmt.Sprint(f.Samples),
-		"packs":   fmt.Sprint(f.Packs),
+		catalog.MetaDigest:  f.Digest.String(),
+		catalog.MetaFiles:   fmt.Sprint(f.Files),
+		catalog.MetaBytes:   fmt.Sprint(f.Bytes),
+		catalog.MetaSamples: fmt.Sprint(f.Samples),
+		catalog.MetaPacks:   fmt.Sprint(f.Packs),
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,7 +107,11 @@ func (m *memStore) PutVersion(_ context.Context, b Put) (catalog.SetID, error) {
 		return catalog.SetID{}, err
 	}
 	set := catalog.SetID{Run: "_datasets/x", Step: int64(len(m.versions) + 1), Attempt: 1}
-	m.versions = append(m.versions, &Base{Set: set, Index: data, Close: func() error { return nil }})
+	base := &Base{Set: set, Index: data, Close: func() error { return nil }}
+	if named, err := PacksOf(base); err != nil || !slices.Equal(named, b.Packs) {
+		return catalog.SetID{}, fmt.Errorf("the index names %v, and the store was told %v: %v", named, b.Packs, err)
+	}
+	m.versions = append(m.versions, base)
 	return set, nil
 }
 

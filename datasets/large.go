@@ -57,6 +57,9 @@ func (f *filler) large(ctx context.Context, e *entry) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
+	if err := f.hold(ctx, s.Set); err != nil {
+		return place{}, err
+	}
 	rec := ordered.record()
 	at := place{len(f.slots), rec}
 	f.slots = append(f.slots, s.pack(true))

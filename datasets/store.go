@@ -20,7 +20,8 @@ type Store interface {
 	// PutPack commits a pack, and returns when it is durable.
 	PutPack(ctx context.Context, b Put) (Stored, error)
 	// PutVersion commits an index as the next version, and returns when it is
-	// durable. ErrConflict when another import was faster.
+	// durable. ErrConflict when another import was faster, or when a pack that it
+	// names is no more: then there is no version.
 	PutVersion(ctx context.Context, b Put) (catalog.SetID, error)
 }
 
@@ -58,6 +59,8 @@ type Put struct {
 	Data io.ReaderAt
 	// Meta is asked for when all bytes were read.
 	Meta func() map[string]string
+	// Packs are those that a version names.
+	Packs []catalog.SetID
 }
 
 // PacksOf lists the packs of a version.

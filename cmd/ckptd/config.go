@@ -42,6 +42,7 @@ type settings struct {
 	ScrubRate   string   `toml:"scrub-rate"`
 	ScrubEvery  string   `toml:"scrub-every"`
 	ScrubGrace  string   `toml:"scrub-grace"`
+	PacksStay   string   `toml:"pack-patience"`
 	Arena       string   `toml:"arena"`
 	ArenaDir    string   `toml:"arena-dir"`
 	Quota       string   `toml:"quota"`
@@ -83,6 +84,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.RepairAfter, "repair-after", "15m", "a target that is down for so long has its columns rebuilt on others")
 	f.StringVar(&s.ScrubRate, "scrub-rate", "50MiB", "most bytes a second that this node has looked at in the background, on the targets' disks (0: no limit)")
 	f.StringVar(&s.ScrubEvery, "scrub-every", "7d", "time between two looks at every column of a target (0: only when ordered by ckpt scrub)")
+	f.StringVar(&s.PacksStay, "pack-patience", "24h", "a pack of a dataset that no version names is removed so long after its import gave its last sign of life")
 	f.StringVar(&s.ScrubGrace, "scrub-grace", "1h", "a column that no record names is removed so long after it was first seen")
 	f.StringVar(&s.Arena, "arena", "", "shared memory for saves (default a quarter of memory, at most 8GiB)")
 	f.StringVar(&s.ArenaDir, "arena-dir", "", "directory of the arena, on a tmpfs (default below /dev/shm)")

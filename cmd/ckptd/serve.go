@@ -147,6 +147,9 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 	if cfg.RepairAfter, err = parseDuration("repair-after", s.RepairAfter); err != nil {
 		return cfg, err
 	}
+	if cfg.PackPatience, err = parseDuration("pack-patience", s.PacksStay); err != nil {
+		return cfg, err
+	}
 	if cfg.ScrubGrace, err = parseDuration("scrub-grace", s.ScrubGrace); err != nil {
 		return cfg, err
 	}

@@ -6,6 +6,10 @@
 //  2. A version's number is one more than that of any version that was made or is
 //     being made. It is chosen after its launch has attached, so that an older
 //     import can no longer take it.
+//  3. A version never misses a pack: when its record is in the catalog, and before
+//     its last byte is given, all packs that it names are looked up once more. What
+//     collects packs condemns them first, and keeps them while a version is on its
+//     way, so one of the two sees the other.
 package store
 
 import (
@@ -17,6 +21,7 @@ import (
 	"maps"
 	mrand "math/rand/v2"
 	"slices"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/datasets"
@@ -138,7 +143,7 @@ func (s *Store) OpenPack(ctx context.Context, set catalog.SetID) (datasets.Store
 func (s *Store) PutPack(ctx context.Context, b datasets.Put) (datasets.Stored, error) {
 	for try := 1; ; try++ {
 		at := ckpt.At(string(s.packs), mrand.Int64N(maxPackRef))
-		id, err := s.put(ctx, at, b, ckpt.Launch(packLaunch))
+		id, err := s.put(ctx, at, b, nil, ckpt.Launch(packLaunch))
 		if err != nil {
 			// A step that is taken is refused before a byte is read.
 			if errors.Is(err, fs.ErrExist) && try < tries {
@@ -175,7 +180,17 @@ func (s *Store) PutVersion(ctx context.Context, b datasets.Put) (catalog.SetID, 
 				next = max(next, id.Step+1)
 			}
 		}
-		id, err := s.put(ctx, ckpt.At(string(s.versions), next), b, ckpt.Attempt(attempt))
+		version := catalog.SetID{Run: s.versions, Step: next, Attempt: attempt}
+		refused := false // before it was sealed, so it cannot be committed any more
+		whole := func() error {
+			err := s.whole(ctx, version, b.Packs)
+			refused = err != nil
+			return err
+		}
+		id, err := s.put(ctx, ckpt.At(string(s.versions), next), b, whole, ckpt.Attempt(attempt))
+		if refused {
+			s.abandon(version)
+		}
 		if errors.Is(err, catalog.ErrFenced) {
 			if try < tries {
 				continue
@@ -186,14 +201,85 @@ func (s *Store) PutVersion(ctx context.Context, b datasets.Put) (catalog.SetID, 
 	}
 }
 
+// abandon ends a version that will not be, at once: while one is on its way no
+// pack is collected. Left alone it ends by itself.
+func (s *Store) abandon(version catalog.SetID) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if v, err := s.c.Set(ctx, version.String(), false); err == nil && v.State == catalog.Writing {
+		_, _ = s.c.Remove(ctx, version.String())
+	}
+}
+
+// reprievePatience bounds the wait for a coordinator that may have died between
+// condemning a pack and looking for versions once more.
+const reprievePatience = 90 * time.Second
+
+// whole says that every pack is committed and stays, asked when the version that
+// names them is in the catalog.
+func (s *Store) whole(ctx context.Context, version catalog.SetID, packs []catalog.SetID) error {
+	if len(packs) == 0 {
+		return nil
+	}
+	v, err := s.c.Set(ctx, version.String(), false)
+	if err == nil && v.State != catalog.Writing {
+		err = fmt.Errorf("%v: %w: it is %s", version, catalog.ErrConflict, v.State)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%v: %w: its record is not in the catalog yet", version, catalog.ErrUnavailable)
+	}
+	if err != nil {
+		return err
+	}
+	for end := time.Now().Add(reprievePatience); ; {
+		list, err := s.sets(ctx, s.packs, false)
+		if err != nil {
+			return err
+		}
+		missing, condemned := lacking(packs, list)
+		switch {
+		case missing > 0:
+			return fmt.Errorf("%w: %d of the %d packs it names were collected meanwhile; import again, what is stored still is taken up", catalog.ErrConflict, missing, len(packs))
+		case condemned == 0:
+			return nil
+		case time.Now().After(end):
+			return fmt.Errorf("%w: %d of the packs it names are being collected, and no coordinator goes on with it", catalog.ErrUnavailable, condemned)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// lacking counts the packs that are not in a list of sets, or about to go.
+func lacking(packs []catalog.SetID, list []wire.Set) (missing, condemned int) {
+	there := make(map[string]bool, len(list)) // and stays
+	for _, v := range list {
+		if v.State == catalog.Committed {
+			there[v.ID] = v.Condemned.IsZero()
+		}
+	}
+	for _, p := range packs {
+		if stays, ok := there[p.String()]; !ok {
+			missing++
+		} else if !stays {
+			condemned++
+		}
+	}
+	return missing, condemned
+}
+
 // put saves a raw shard as a set of its own, and waits until it is committed.
-func (s *Store) put(ctx context.Context, at ckpt.Point, b datasets.Put, opts ...ckpt.SaveOption) (catalog.SetID, error) {
+// last, if any, is asked when all bytes but the last were given: its error ends
+// the save.
+func (s *Store) put(ctx context.Context, at ckpt.Point, b datasets.Put, last func() error, opts ...ckpt.SaveOption) (catalog.SetID, error) {
 	save, err := s.c.Save(ctx, at, append(opts, ckpt.Rank(0, 1))...)
 	if err != nil {
 		return catalog.SetID{}, err
 	}
 	defer save.Close()
-	if err := save.Raw(b.File, b.Size, &told{b, save}); err != nil {
+	if err := save.Raw(b.File, b.Size, &told{Put: b, save: save, last: last}); err != nil {
 		return catalog.SetID{}, err
 	}
 	set, err := save.Commit(ctx)
@@ -207,11 +293,17 @@ func (s *Store) put(ctx context.Context, at ckpt.Point, b datasets.Put, opts ...
 type told struct {
 	datasets.Put
 	save *ckpt.Save
+	last func() error
 }
 
 func (t *told) ReadAt(p []byte, off int64) (int, error) {
 	n, err := t.Data.ReadAt(p, off)
 	if n == len(p) && off+int64(n) == t.Size {
+		if t.last != nil {
+			if err := t.last(); err != nil {
+				return 0, err
+			}
+		}
 		for k, v := range maps.All(t.Meta()) {
 			t.save.SealMeta(k, v)
 		}

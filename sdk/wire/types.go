@@ -35,6 +35,7 @@ type Set struct {
 	Begun     time.Time          `json:"begun"`
 	Committed time.Time          `json:"committed,omitzero"`
 	Pinned    bool               `json:"pinned"`
+	Condemned time.Time          `json:"condemned,omitzero"` // a pack that is about to be pruned: no version names it
 	Tags      map[string]string  `json:"tags,omitempty"`
 	Metrics   map[string]float64 `json:"metrics,omitempty"`
 	Manifest  catalog.Digest     `json:"manifest,omitzero"`
@@ -48,7 +49,7 @@ func SetOf(r *catalog.SetRecord) Set {
 	return Set{
 		Ref: ref.String(), ID: r.SetID.String(), Run: string(r.Run), Step: r.Step, Attempt: r.Attempt,
 		State: r.State, Level: r.Level, World: r.World, Size: r.Size, Begun: r.Begun, Committed: r.Committed,
-		Pinned: r.Pinned, Tags: r.Tags, Metrics: r.Metrics, Manifest: r.Manifest, Reason: r.Reason,
+		Pinned: r.Pinned, Condemned: r.Condemned, Tags: r.Tags, Metrics: r.Metrics, Manifest: r.Manifest, Reason: r.Reason,
 	}
 }
 
