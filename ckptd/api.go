@@ -168,6 +168,7 @@ func (n *Node) routes(h *server.Hertz, network bool) {
 	r.post("/v1/policy", n.postPolicy)
 	r.post("/v1/attach", n.postAttach)
 	r.post("/v1/wait", n.postWait)
+	r.post("/v1/commit", n.postCommit)
 	r.post("/v1/tag", n.postTag)
 	r.post("/v1/pin", n.postPin)
 	r.post("/v1/remove", n.postRemove)
@@ -191,6 +192,7 @@ func (n *Node) routes(h *server.Hertz, network bool) {
 	if network {
 		n.packRoutes(r)
 		n.peerRoutes(r)
+		n.draftRoutes(r)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -151,11 +152,20 @@ func (n *Node) mount(ctx context.Context, req wire.MountRequest) error {
 	if err := n.cat.Sync(ctx); err != nil && !errors.Is(err, catalog.ErrUnavailable) {
 		return err
 	}
-	tr := tree.New(mountStore{n, req.Checked}, tree.Options{UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Started: n.started})
-	m, err := fuse.New(req.Dir, tr, fuse.Options{ReadOnly: true, AllowOther: req.AllowOther, Checked: req.Checked})
+	tr := tree.New(mountStore{n, req.Checked}, tree.Options{
+		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Started: n.started, Shared: req.AllowOther && len(n.cfg.UIDs) > 0,
+	})
+	var at atomic.Pointer[fuse.Mount]
+	tr.OnChange(func(parent fuse.ID, name string) {
+		if m := at.Load(); m != nil {
+			m.Changed(parent, name)
+		}
+	})
+	m, err := fuse.New(req.Dir, tr, fuse.Options{AllowOther: req.AllowOther, Checked: req.Checked})
 	if err != nil {
 		return err
 	}
+	at.Store(m)
 	info := m.Info()
 	n.log.Info("mounted", "dir", info.Dir, "passthrough", info.Passthrough, "why", info.Why)
 	n.mounts.mu.Lock()

@@ -16,7 +16,7 @@ type mountStore struct {
 	checked bool // no passthrough: every byte of every read is checked
 }
 
-var _ tree.Store = mountStore{}
+var _ tree.Desk = mountStore{}
 
 func (m mountStore) Runs() []catalog.Run { return m.n.cat.KnownRuns() }
 

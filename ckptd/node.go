@@ -53,6 +53,7 @@ type Config struct {
 	Grace        time.Duration       // between a prune's tombstone and the removal of bytes, default 5 min
 	PackPatience time.Duration       // a pack of a dataset that no version names is kept so long, default 24 h
 	Incomplete   time.Duration       // abort sets still writing after this, default 1 h
+	DraftKeep    time.Duration       // remove drafts that nobody touched for so long, default 72 h
 	LeaseTTL     time.Duration       // of the coordinator, default 3 s
 	Heartbeat    time.Duration       // of the node's record, default 5 s
 	RepairAfter  time.Duration       // how long a target is down before its columns are rebuilt elsewhere, default 15 min
@@ -75,6 +76,7 @@ func (c Config) withDefaults() Config {
 	def(&c.Grace, 5*time.Minute)
 	def(&c.PackPatience, 24*time.Hour)
 	def(&c.Incomplete, time.Hour)
+	def(&c.DraftKeep, 72*time.Hour)
 	def(&c.LeaseTTL, 3*time.Second)
 	def(&c.Heartbeat, 5*time.Second)
 	def(&c.RepairAfter, 15*time.Minute)
@@ -147,6 +149,7 @@ type Node struct {
 	}
 	prefetch prefetch
 	mounts   mounts
+	drafts   drafts
 	stopping chan struct{} // closed when Run ends: long answers end
 }
 
@@ -176,6 +179,7 @@ func New(cfg Config, t Tiers) (*Node, error) {
 	n.repair.init()
 	n.scrub.init()
 	n.initMounts()
+	n.drafts.init()
 	var err error
 	if n.peers, err = newPeerClient(cfg); err != nil {
 		return nil, err
@@ -215,6 +219,8 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.loop(ctx, "collect", n.kickCollect, 10*time.Second, n.collectOnce) })
 	g.Go(func() error { return n.loop(ctx, "packs", n.kickPacks, packsEvery(n.cfg.PackPatience), n.collectPacks) })
 	g.Go(func() error { return n.loop(ctx, "mount", n.kickMount, mountEvery, n.mountOnce) })
+	g.Go(func() error { return n.loop(ctx, "drafts", newKick(), draftDuty, n.draftsOnce) })
+	g.Go(func() error { return n.watchDrafts(ctx) })
 	g.Go(func() error { return n.loop(ctx, "heartbeat", n.kickBeat, n.cfg.Heartbeat, n.beat) })
 	g.Go(func() error { return n.loop(ctx, "cache", newKick(), tidyEvery, n.tidyPacks) })
 	g.Go(func() error { return n.loop(ctx, "prefetch", n.prefetch.kick, prefetchEvery, n.prefetchOnce) })

@@ -20,6 +20,8 @@ type Stats struct {
 	Evicted       atomic.Int64 // ckptd_evicted_shards_total
 	Quarantined   atomic.Int64 // ckptd_quarantined_shards_total
 	Pruned        atomic.Int64 // ckptd_pruned_sets_total
+	DraftsDropped atomic.Int64 // ckptd_drafts_dropped_total: files of drafts written beyond the quota
+	DraftsExpired atomic.Int64 // ckptd_drafts_expired_total: drafts removed that nobody touched for long
 	Loads         atomic.Int64 // ckptd_loads_total: shards handed out
 	LoadedBytes   atomic.Int64 // ckptd_loaded_bytes_total
 	RemoteBytes   atomic.Int64 // ckptd_remote_read_bytes_total

@@ -62,6 +62,7 @@ func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
 		}
 	}
 	s.Cache = n.tellCache()
+	s.Drafts = n.tellDrafts()
 	s.Repair = n.tellRepairing()
 	slices.Sort(s.Trouble)
 	return reply(c, s)
@@ -106,6 +107,8 @@ func (n *Node) getMetrics(_ context.Context, c *app.RequestContext) error {
 	counter("ckptd_evicted_shards_total", "Local copies given up for room.", st.Evicted.Load())
 	counter("ckptd_quarantined_shards_total", "Local copies that failed a check.", st.Quarantined.Load())
 	counter("ckptd_pruned_sets_total", "Sets pruned by this node.", st.Pruned.Load())
+	counter("ckptd_drafts_dropped_total", "Files of drafts dropped because they were written beyond the quota.", st.DraftsDropped.Load())
+	counter("ckptd_drafts_expired_total", "Drafts removed that nobody had touched for long.", st.DraftsExpired.Load())
 	counter("ckptd_loads_total", "Shards handed to clients.", st.Loads.Load())
 	counter("ckptd_loaded_bytes_total", "Bytes handed to clients.", st.LoadedBytes.Load())
 	counter("ckptd_remote_read_bytes_total", "Bytes read from the remote tier for clients.", st.RemoteBytes.Load())
@@ -116,6 +119,7 @@ func (n *Node) getMetrics(_ context.Context, c *app.RequestContext) error {
 	counter("ckptd_backlog_bytes", "Bytes of them.", bytes)
 	u, a := n.local.Usage(), n.arena.Stats()
 	counter("ckptd_local_used_bytes", "Bytes on the local tier.", u.Used)
+	counter("ckptd_local_drafts_bytes", "Bytes on the local tier in drafts.", u.Writing)
 	counter("ckptd_local_quota_bytes", "Bytes the local tier may use.", u.Quota)
 	counter("ckptd_arena_lent_bytes", "Bytes of the arena that are lent.", int64(a.Lent)*n.arena.SegmentSize())
 	counter("ckptd_arena_size_bytes", "Bytes of the arena.", a.Size)

@@ -90,7 +90,7 @@ func fillAttr(out *fuse.Attr, id ID, a Attr) {
 
 func fillEntry(out *fuse.EntryOut, e Entry) {
 	out.NodeId = uint64(e.ID)
-	out.SetEntryTimeout(timeout(e.Attr.Fixed))
+	out.SetEntryTimeout(timeout(e.Attr.Fixed && !e.Brief))
 	out.SetAttrTimeout(timeout(e.Attr.Fixed))
 	fillAttr(&out.Attr, e.ID, e.Attr)
 }

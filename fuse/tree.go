@@ -35,6 +35,10 @@ type Entry struct {
 	Name []byte // as stored: any bytes but 0 and '/', at most 255
 	ID   ID
 	Attr Attr
+
+	// Brief: the name may come to mean another node, although this one is
+	// Fixed. The kernel asks again after a short while.
+	Brief bool
 }
 
 // Space is what statfs(2) tells.

@@ -188,6 +188,9 @@ func (a *Area) Name() string {
 	return a.mu.name
 }
 
+// ID tells it from other areas, whatever its name, and after a restart too.
+func (a *Area) ID() string { return filepath.Base(a.dir) }
+
 // Note is what its user keeps with it.
 func (a *Area) Note() []byte {
 	a.mu.Lock()

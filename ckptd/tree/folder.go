@@ -46,6 +46,16 @@ func (s side) paths(runs []catalog.Run) (paths []string) {
 	return paths
 }
 
+// paths are the runs of a side as they are shown, those too that are only
+// about to be written.
+func (t *Tree) paths(sd side) []string {
+	paths := sd.paths(t.store.Runs())
+	if sd == checkpoints {
+		paths = append(paths, t.write.paths()...)
+	}
+	return paths
+}
+
 // subfolders are the folders of runs right in path, "" for the top, in order.
 func subfolders(path string, paths []string) (names []string) {
 	for _, rest := range paths {
@@ -119,7 +129,7 @@ func (t *Tree) latest(sd side, path string) (target string, rec catalog.SetRecor
 	if rec, ok = t.store.Set(sd.run(path), catalog.Latest, 0); !ok {
 		return "", rec, false
 	}
-	return stepName(rec.SetID, subfolders(path, sd.paths(t.store.Runs()))), rec, true
+	return stepName(rec.SetID, subfolders(path, t.paths(sd))), rec, true
 }
 
 func (t *Tree) folderNodeAttr(sd side, path string, pos uint32) (fuse.Attr, error) {
@@ -130,7 +140,7 @@ func (t *Tree) folderNodeAttr(sd side, path string, pos uint32) (fuse.Attr, erro
 		}
 		return fuse.Attr{Mode: syscall.S_IFLNK | 0o777, Nlink: 1, UID: t.opt.UID, GID: t.opt.GID, Size: int64(len(target)), Mtime: rec.Committed}, nil
 	}
-	paths := sd.paths(t.store.Runs())
+	paths := t.paths(sd)
 	if pos != selfPos || path != "" && !isFolder(path, paths) {
 		return fuse.Attr{}, errStale
 	}
@@ -145,7 +155,7 @@ func (t *Tree) folderNodeAttr(sd side, path string, pos uint32) (fuse.Attr, erro
 			}
 		}
 	}
-	return t.folderAttr(folders, newest, false), nil
+	return t.mayWrite(sd, t.folderAttr(folders, newest, false)), nil
 }
 
 func join(path, name string) string {
@@ -160,7 +170,10 @@ func (t *Tree) lookupFolder(ctx context.Context, sd side, path string, name []by
 	if s == "latest" && path != "" {
 		return t.entry(ctx, name, idOf(t.vols.number(volume{sd.folder, path}), latestPos))
 	}
-	paths := sd.paths(t.store.Runs())
+	if s == writeFolder && path != "" && sd == checkpoints && t.write.desk != nil {
+		return t.entry(ctx, name, idOf(t.vols.number(volume{sd.folder, path}), writePos))
+	}
+	paths := t.paths(sd)
 	if isFolder(join(path, s), paths) {
 		return t.entry(ctx, name, t.idOfVolume(volume{sd.folder, join(path, s)}))
 	}
@@ -178,7 +191,9 @@ func (t *Tree) lookupFolder(ctx context.Context, sd side, path string, name []by
 	if !listed {
 		k.kind = sd.attempt
 	}
-	return t.entry(ctx, name, t.idOfVolume(k))
+	e, err := t.entry(ctx, name, t.idOfVolume(k))
+	e.Brief = attempt == 0 // a newer attempt's set may take the name
+	return e, err
 }
 
 func (t *Tree) readFolder(ctx context.Context, sd side, path string, from uint64, add func(fuse.Entry, uint64) bool) error {
@@ -195,7 +210,7 @@ func (t *Tree) readFolder(ctx context.Context, sd side, path string, from uint64
 		n, _ := splitID(id)
 		items = append(items, item{name, id, uint64(n)})
 	}
-	subs := subfolders(path, sd.paths(t.store.Runs()))
+	subs := subfolders(path, t.paths(sd))
 	for _, name := range subs {
 		put(name, volume{sd.folder, join(path, name)})
 	}
@@ -217,6 +232,7 @@ func (t *Tree) readFolder(ctx context.Context, sd side, path string, from uint64
 		if err != nil { // gone since, or nobody can say how large: it is not listed
 			continue
 		}
+		e.Brief = true
 		if !add(e, it.cookie) {
 			return nil
 		}

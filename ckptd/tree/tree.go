@@ -47,6 +47,7 @@ type Version interface {
 type Options struct {
 	UID, GID uint32    // who owns the files
 	Started  time.Time // of the folders that have no time of their own
+	Shared   bool      // others than the owner may write too, if the Desk lets them
 }
 
 // Tree shows a Store.
@@ -57,9 +58,10 @@ type Tree struct {
 	sets  layouts
 	vers  versions
 	views views
+	write writing
 }
 
-var _ fuse.Tree = (*Tree)(nil)
+var _ fuse.WriteTree = (*Tree)(nil)
 
 // New gives the tree of a store.
 func New(store Store, opt Options) *Tree {
@@ -68,6 +70,7 @@ func New(store Store, opt Options) *Tree {
 	t.sets.init()
 	t.vers.init(store)
 	t.views.init()
+	t.write.init(store)
 	return t
 }
 
@@ -90,6 +93,8 @@ const (
 	versionKind        kind = 'v'
 	versionAttemptKind kind = 'w'
 	shuffleKind        kind = 'q' // what is below .shuffle; name is the SetID's text, "|" and the path
+
+	draftKind kind = 'p' // name is the Draft's ID
 )
 
 type volume struct {
@@ -101,6 +106,7 @@ type volume struct {
 const (
 	selfPos     = 0
 	latestPos   = 1 // in a folder
+	writePos    = 2 // in a folder of checkpoints: where drafts are
 	manifestPos = 1 // in a set
 	shardPos    = 2 // in a set, plus the rank
 )
@@ -131,9 +137,11 @@ func (t *Tree) find(id fuse.ID) (volume, uint32, error) {
 
 // enumerate gives every volume there is its number.
 func (t *Tree) enumerate() {
-	runs := t.store.Runs()
+	for _, d := range t.write.drafts() {
+		t.vols.number(volume{draftKind, d.ID()})
+	}
 	for _, sd := range sides {
-		for _, path := range sd.paths(runs) {
+		for _, path := range t.paths(sd) {
 			for i, c := range path {
 				if c == '/' {
 					t.vols.number(volume{sd.folder, path[:i]})
@@ -200,8 +208,12 @@ func (t *Tree) Attr(ctx context.Context, id fuse.ID) (fuse.Attr, error) {
 	switch {
 	case k.kind == 0 && pos == rootPos:
 		return t.folderAttr(len(sides), time.Time{}, true), nil
+	case folder && pos == writePos:
+		return t.writeAttr(sd, k.name)
 	case folder:
 		return t.folderNodeAttr(sd, k.name, pos)
+	case k.kind == draftKind:
+		return t.draftNodeAttr(k, pos)
 	case set && sd == datasets:
 		return t.versionNodeAttr(ctx, k, pos)
 	case set:
@@ -229,6 +241,10 @@ func (t *Tree) Lookup(ctx context.Context, parent fuse.ID, name []byte) (fuse.En
 		return fuse.Entry{}, fs.ErrNotExist
 	case folder && pos == selfPos:
 		return t.lookupFolder(ctx, sd, k.name, name)
+	case folder && pos == writePos:
+		return t.lookupDraft(ctx, sd, k.name, name)
+	case k.kind == draftKind && pos == selfPos:
+		return t.lookupInDraft(k, name)
 	case set && sd == datasets:
 		return t.lookupVersion(ctx, k, pos, name)
 	case set && pos == selfPos:
@@ -268,6 +284,10 @@ func (t *Tree) ReadDir(ctx context.Context, dir fuse.ID, from uint64, add func(f
 		return nil
 	case folder && pos == selfPos:
 		return t.readFolder(ctx, sd, k.name, from, add)
+	case folder && pos == writePos:
+		return t.readDrafts(sd, k.name, from, add)
+	case k.kind == draftKind && pos == selfPos:
+		return t.readDraft(k, from, add)
 	case set && sd == datasets:
 		return t.readVersion(ctx, k, pos, from, add)
 	case set && pos == selfPos:
@@ -300,12 +320,16 @@ func (t *Tree) ReadLink(ctx context.Context, id fuse.ID) ([]byte, error) {
 
 // Open implements fuse.Tree.
 func (t *Tree) Open(ctx context.Context, id fuse.ID, flags uint32) (fuse.File, error) {
-	if flags&syscall.O_ACCMODE != syscall.O_RDONLY || flags&syscall.O_TRUNC != 0 {
-		return nil, syscall.EROFS
-	}
 	k, pos, err := t.find(id)
 	if err != nil {
 		return nil, err
+	}
+	writes := flags&syscall.O_ACCMODE != syscall.O_RDONLY
+	if k.kind == draftKind && pos != selfPos {
+		return t.openInDraft(k, pos, writes)
+	}
+	if writes || flags&syscall.O_TRUNC != 0 {
+		return nil, syscall.EROFS
 	}
 	sd, folder, set := sideOf(k.kind)
 	switch {

@@ -134,6 +134,7 @@ func (v *version) shut() {
 
 // Close lets go of everything that is open and not used.
 func (t *Tree) Close() {
+	t.write.telling.Wait()
 	c := &t.vers
 	c.mu.Lock()
 	var closing []*version

@@ -21,6 +21,7 @@ they are there:
   DIR/checkpoints/RUN/STEP/rank-00000.safetensors     DIR/checkpoints/RUN/latest
   DIR/datasets/NAME/VERSION/…                         DIR/datasets/NAME/latest
   DIR/datasets/NAME/VERSION/.shuffle/SEED/EPOCH/RANK-of-WORLD.tar
+  DIR/checkpoints/RUN/.write/STEP/FILE                to write in; mv RUN/.write/STEP RUN/STEP commits
 
 Only committed sets are shown. Files that are whole on this node are read by the kernel itself
 where it can (Linux 6.9, and a daemon that runs as root), others come through the daemon, from

@@ -34,7 +34,7 @@ func run(ctx context.Context, args []string, out, err io.Writer) int {
 
 func newRoot(a *app) *cobra.Command {
 	root := group("ckpt", "Look at checkpoints and act on them",
-		newStatusCmd(a), newLsCmd(a), newShowCmd(a), newSaveCmd(a), newRestoreCmd(a), newVerifyCmd(a), newWhyCmd(a),
+		newStatusCmd(a), newLsCmd(a), newShowCmd(a), newSaveCmd(a), newCommitCmd(a), newRestoreCmd(a), newVerifyCmd(a), newWhyCmd(a),
 		newPruneCmd(a), newRmCmd(a), newPinCmd(a, true), newPinCmd(a, false), newTagCmd(a), newWaitCmd(a), newWatchCmd(a),
 		newDiffCmd(a), newExportCmd(a), newImportCmd(a), newPolicyCmd(a), newCatalogCmd(a), newNodeCmd(a), newTargetCmd(a), newRepairCmd(a), newScrubCmd(a), newMountCmd(a), newUnmountCmd(a),
 		newDatasetCmd(a),

@@ -73,6 +73,9 @@ func (a *app) printStatus(w io.Writer, s *wire.Status) {
 		k := s.Cache
 		row("cache", fmt.Sprintf("%s of %s in %s, %d hits, %d misses, %d evicted, %s from peers, %s from remote", size(k.Used), size(k.Settings.Cache),
 			plural(k.Copies, "pack", "packs"), k.Hits, k.Misses, k.Evicted, size(k.Peer), size(k.Remote)))
+		for _, d := range s.Drafts {
+			row("draft", draftLine(a, d))
+		}
 		if s.Repair != "" {
 			row("repair", s.Repair)
 		}
@@ -83,6 +86,17 @@ func (a *app) printStatus(w io.Writer, s *wire.Status) {
 			row("TROUBLE", t)
 		}
 	})
+}
+
+func draftLine(a *app, d wire.Draft) string {
+	line := fmt.Sprintf("%s: %s, %s", d.Name, plural(d.Files, "file", "files"), size(d.Bytes))
+	switch {
+	case d.Committing:
+		return line + ", being committed"
+	case d.Writers > 0:
+		return fmt.Sprintf("%s, %d open for writing", line, d.Writers)
+	}
+	return fmt.Sprintf("%s, untouched for %s; removed %s", line, a.since(d.Changed), d.Until.Format("2006-01-02 15:04"))
 }
 
 func targetLine(t wire.Target) string {

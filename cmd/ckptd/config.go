@@ -50,6 +50,7 @@ type settings struct {
 	MaxSessions int      `toml:"max-sessions"`
 	Grace       string   `toml:"grace"`
 	Incomplete  string   `toml:"incomplete"`
+	DraftKeep   string   `toml:"draft-keep"`
 	TargetProbe string   `toml:"target-probe"`
 	TargetDown  string   `toml:"target-down"`
 	AllowUIDs   []string `toml:"allow-uids"`
@@ -93,6 +94,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.IntVar(&s.MaxSessions, "max-sessions", 4096, "connections of SDKs at one time")
 	f.StringVar(&s.Grace, "grace", "5m", "time between a prune and the removal of bytes")
 	f.StringVar(&s.Incomplete, "incomplete", "1h", "abort sets still being written after this long")
+	f.StringVar(&s.DraftKeep, "draft-keep", "72h", "remove drafts of the mount (RUN/.write/STEP) that nobody touched for this long")
 	f.StringVar(&s.TargetProbe, "target-probe", "5s", "time between two looks at each target; two without an answer make it suspect")
 	f.StringVar(&s.TargetDown, "target-down", "30s", "a target that nobody reached for so long is down: what it held is rebuilt elsewhere")
 	f.StringSliceVar(&s.AllowUIDs, "allow-uid", nil, "user id that may use the socket besides the daemon's own and root, may be repeated")

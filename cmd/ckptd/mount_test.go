@@ -60,7 +60,8 @@ func TestMount(t *testing.T) {
 			return err
 		}
 		info, err := e.Info()
-		if err == nil && info.Mode().Perm()&0o222 != 0 && e.Type()&fs.ModeSymlink == 0 {
+		mayBe := p == filepath.Join(dir, "checkpoints") || p == run // where drafts are made
+		if err == nil && info.Mode().Perm()&0o222 != 0 && e.Type()&fs.ModeSymlink == 0 && !mayBe {
 			err = fmt.Errorf("%s can be written: %v", p, info.Mode())
 		}
 		return err

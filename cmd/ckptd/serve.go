@@ -150,6 +150,9 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 	if cfg.PackPatience, err = parseDuration("pack-patience", s.PacksStay); err != nil {
 		return cfg, err
 	}
+	if cfg.DraftKeep, err = parseDuration("draft-keep", s.DraftKeep); err != nil {
+		return cfg, err
+	}
 	if cfg.ScrubGrace, err = parseDuration("scrub-grace", s.ScrubGrace); err != nil {
 		return cfg, err
 	}

@@ -129,6 +129,7 @@ type Status struct {
 		Verify     int   `json:"verify"`
 	} `json:"backlog"`
 	Cache   Cache    `json:"cache"`            // of packs of datasets
+	Drafts  []Draft  `json:"drafts"`           // on this node, the first hundred
 	Repair  string   `json:"repair,omitempty"` // what is being mended on the remote tier, one sentence
 	Trouble []string `json:"trouble"`          // anything wrong, one sentence each; empty is healthy
 }
@@ -197,6 +198,26 @@ type Progress struct {
 	Done  int64  `json:"done"`
 	Total int64  `json:"total"` // 0: unknown
 	Unit  string `json:"unit"`  // "bytes" or "sets"
+}
+
+// Draft is a folder of a mount, RUN/.write/STEP, in which a set is being written.
+type Draft struct {
+	Name       string    `json:"name"` // RUN@STEP
+	Files      int       `json:"files"`
+	Bytes      int64     `json:"bytes"`
+	Writers    int       `json:"writers"` // files that are open for writing
+	Changed    time.Time `json:"changed"` // when somebody touched it last
+	Until      time.Time `json:"until"`   // when it is removed if nobody does
+	Committing bool      `json:"committing,omitempty"`
+}
+
+// CommitRequest asks for a step's drafts, of all nodes, to be made one set.
+type CommitRequest struct {
+	Ref     string             `json:"ref"`             // RUN@STEP
+	World   int                `json:"world,omitempty"` // how many files there must be; 0: any number
+	Nodes   int                `json:"nodes,omitempty"` // how many nodes must have a draft; 0: any number
+	Launch  string             `json:"launch,omitempty"`
+	Metrics map[string]float64 `json:"metrics,omitempty"`
 }
 
 // VerifyResult ends an answer of /v1/verify.
