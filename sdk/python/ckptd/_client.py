@@ -9,11 +9,12 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from . import _http, _load, _save
 from ._errors import Error, Incomplete, Invalid, Unavailable
+from ._kinds import dicts
 from ._save import Handle
 from ._session import Session
 from ._sets import Set
@@ -80,7 +81,7 @@ class Client:
         return [self.socket] if self.socket is not None else _http.candidates()
 
     @contextlib.contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self) -> Generator[Session, None, None]:
         """Borrow a session; it goes back unless it broke."""
         s = self.borrow()
         try:
@@ -209,11 +210,11 @@ class Client:
 
     def list(self, run: str, *, all: bool = False) -> builtins.list[Set]:
         """The sets of a run, newest first. all: those writing, aborted and pruned as well."""
-        return [Set.of(s) for s in self._get("/v1/sets", run=run, all=all).get("sets") or []]
+        return [Set.of(s) for s in dicts(self._get("/v1/sets", run=run, all=all).get("sets"))]
 
     def runs(self) -> builtins.list[str]:
         """The names of all runs."""
-        return [r["name"] for r in self._get("/v1/runs").get("runs") or []]
+        return [str(r["name"]) for r in dicts(self._get("/v1/runs").get("runs"))]
 
     def set(self, ref: str) -> Set:
         """One set."""

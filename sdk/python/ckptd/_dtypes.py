@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ._errors import Corrupt, Invalid
+from ._kinds import is_sequence
 
 NUMPY: dict[str, str] = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
@@ -105,7 +106,7 @@ def to_torch(torch: Any, st: str, note: Any = None) -> Any | None:
 
 
 def _listed(descr: Any) -> Any:
-    return [_listed(d) for d in descr] if isinstance(descr, (list, tuple)) else descr
+    return [_listed(d) for d in descr] if is_sequence(descr) else descr
 
 
 def _from_note(note: Any) -> np.dtype[Any]:

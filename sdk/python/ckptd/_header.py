@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from ._errors import Corrupt, Invalid
+from ._kinds import is_dict, is_list
 
 ALIGN = 4096
 MAX_HEADER = 100_000_000  # bytes of JSON, as in the safetensors crate
@@ -106,10 +107,10 @@ def parse(prefix: bytes | memoryview, size: int) -> Header:
         obj = json.loads(bytes(prefix[8:start]).decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as e:
         raise Corrupt(f"shard header: {e}") from None
-    if not isinstance(obj, dict):
+    if not is_dict(obj):
         raise Corrupt("shard header: not a JSON object")
-    meta = obj.pop("__metadata__", None) or {}
-    if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
+    meta: Any = obj.pop("__metadata__", None) or {}
+    if not is_dict(meta) or not all(isinstance(v, str) for v in meta.values()):
         raise Corrupt("shard header: __metadata__ is not a map of strings")
     entries = sorted((_entry(name, v, start) for name, v in obj.items()), key=lambda e: (e.offset, e.size))
     at = start
@@ -133,7 +134,7 @@ def _entry(name: str, v: Any, start: int) -> Entry:
     def bad(why: str) -> Corrupt:
         return Corrupt(f"shard header: tensor {name!r}: {why}")
 
-    if not isinstance(v, dict):
+    if not is_dict(v):
         raise bad("not an object")
     dtype, shape, offs = v.get("dtype"), v.get("shape"), v.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
@@ -148,4 +149,4 @@ def _entry(name: str, v: Any, start: int) -> Entry:
 
 
 def _sizes(v: Any) -> TypeGuard[list[int]]:
-    return isinstance(v, list) and all(type(d) is int and 0 <= d < 1 << 63 for d in v)
+    return is_list(v) and all(type(d) is int and 0 <= d < 1 << 63 for d in v)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, MutableMapping, MutableSequence
+from collections.abc import Callable, MutableSequence
 from typing import Any
 
 import numpy as np
 
 from . import _dtensor
 from ._errors import Invalid
+from ._kinds import is_array, is_dict, is_mutable_mapping, is_sequence
 from ._merge import region
 from ._tensors import is_torch
 from ._tree import Piece
@@ -17,9 +18,10 @@ from ._tree import Piece
 
 def leaf_paths(state: Any, path: str = "") -> dict[str, Any]:
     """Every leaf of a state by its dotted path; a DTensor is the Piece that this rank has of it."""
-    if isinstance(state, MutableMapping):
+    items: list[tuple[Any, Any]]
+    if is_mutable_mapping(state):
         items = list(state.items())
-    elif isinstance(state, (list, tuple)):
+    elif is_sequence(state):
         items = list(enumerate(state))
     else:
         return {path: Piece(*_dtensor.part(state)) if _dtensor.is_dtensor(state) else state}
@@ -56,7 +58,7 @@ class _Filling:
 
     def visit(self, mine: Any, theirs: Any, path: str, put: Callable[[Any], None] | None) -> None:
         """Plan to bring `theirs` into `mine`; `put` replaces `mine` in its container, where that can be done."""
-        if isinstance(mine, MutableMapping) and isinstance(theirs, dict):
+        if is_mutable_mapping(mine) and is_dict(theirs):
             left = dict(theirs)
             named = {str(k): k for k in theirs}  # some that save states make "0" of a dict's 0
             for k in mine:
@@ -68,7 +70,7 @@ class _Filling:
                     self.missing(at, "the state to fill")
             for k in left:
                 self.missing(f"{path}.{k}" if path else str(k), "the checkpoint")
-        elif isinstance(mine, (list, tuple)) and isinstance(theirs, (list, tuple)):
+        elif is_sequence(mine) and is_sequence(theirs):
             if len(mine) != len(theirs):
                 self.problems.append(f"{path} has {len(mine)} items here and {len(theirs)} in the checkpoint")
                 return
@@ -90,7 +92,7 @@ class _Filling:
             theirs = theirs.array
         if theirs is None and isinstance(mine, (np.ndarray,)):
             self.problems.append(f"{path} is None in the checkpoint")
-        elif isinstance(mine, np.ndarray):
+        elif is_array(mine):
             if self.fits(mine, theirs, path):
                 self.actions.append(lambda: np.copyto(mine, _numpy(theirs), casting="same_kind"))
         elif is_torch(mine):

@@ -12,6 +12,7 @@ from ._boxes import Box
 from ._each import each
 from ._errors import Conflict, Invalid, NotFound
 from ._into import fill, leaf_paths
+from ._kinds import dicts
 from ._launch import detect
 from ._merge import assemble, merge_states
 from ._parts import Stored, stored
@@ -145,7 +146,7 @@ def _whole(parts: list[Any], name: str) -> Any:
 
 def _holders(client: Client, ck: Checkpoint, name: str) -> list[int]:
     shards = client.manifest(ck.id)["shards"]
-    found = [int(s["rank"]) for s in shards if any(t["name"] == name for t in s.get("tensors") or [])]
+    found = [int(s["rank"]) for s in shards if any(t["name"] == name for t in dicts(s.get("tensors")))]
     if not found:
         raise NotFound(f"{ck.ref} has no tensor {name!r}", f"ckpt show {ck.ref} --tensors lists what it has")
     return found

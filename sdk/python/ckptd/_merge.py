@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._errors import Invalid
+from ._kinds import is_array, is_dict, is_scalar, is_sequence
 from ._tensors import is_jax, is_torch
 from ._tree import Piece
 
@@ -43,11 +44,11 @@ def same(a: Any, b: Any) -> bool:
         return a.dtype == b.dtype and a.shape == b.shape and bool(torch.equal(a, b) or _bits(a, b))
     if is_jax(a):
         a, b = np.asarray(a), np.asarray(b)
-    if isinstance(a, (np.ndarray, np.generic)):
+    if is_array(a) or is_scalar(a):
         return a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-    if isinstance(a, (list, tuple)):
+    if is_sequence(a):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict):
+    if is_dict(a):
         return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
     return a == b or (a != a and b != b)
 

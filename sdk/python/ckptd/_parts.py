@@ -18,6 +18,7 @@ from ._boxes import Box
 from ._each import each
 from ._errors import Corrupt, Invalid
 from ._header import BITS, Entry, Header, count
+from ._kinds import dicts
 from ._shard import GAP, Checkpoint, Shard
 from ._tree import Piece
 from ._untree import Memory, restore
@@ -127,7 +128,7 @@ class Parts:
             ck.must_have_header(rank)
             entries = {
                 t["name"]: Entry(t["name"], t["dtype"], tuple(t["shape"]), int(t["offset"]), int(t["size"]))
-                for t in s.get("tensors") or []
+                for t in dicts(s.get("tensors"))
             }
             header = Header(int(s["header"]), int(s["size"]), entries, dict(s.get("meta") or {}))
             self._shards[rank] = Shard(ck, rank, header)

@@ -10,6 +10,7 @@ import numpy as np
 from ._boxes import Box
 from ._errors import Invalid
 from ._into import leaf_paths
+from ._kinds import is_dict, is_sequence
 from ._merge import same
 from ._parts import Parts, Stored, choose
 from ._shard import Checkpoint
@@ -98,8 +99,8 @@ def _merge(states: list[tuple[int, Any]], path: str, ref: str) -> Any:
 
 
 def _with(tree: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:
-    if isinstance(tree, dict):
+    if is_dict(tree):
         return {k: _with(v, change, f"{path}.{k}" if path else str(k)) for k, v in tree.items()}
-    if isinstance(tree, (list, tuple)):
+    if is_sequence(tree):
         return type(tree)(_with(v, change, f"{path}.{i}" if path else str(i)) for i, v in enumerate(tree))
     return change(path, tree)

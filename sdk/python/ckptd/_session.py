@@ -17,6 +17,7 @@ import numpy as np
 
 from ._errors import Error, Unavailable, from_wire
 from ._http import dial
+from ._kinds import dicts, is_dict
 from ._tensors import Bytes
 
 MAGIC = b"CKP1"
@@ -135,7 +136,7 @@ class Session:
             if n > MAX_JSON or p > MAX_PAYLOAD or len(fds) > MAX_FDS:
                 raise ConnectionAbortedError(f"a frame of {n}+{p} bytes is beyond the protocol's limits")
             msg = json.loads(self._exactly(n))
-            if not isinstance(msg, dict):
+            if not is_dict(msg):
                 raise ConnectionAbortedError("a frame that is no JSON object")
             frame = Frame(msg, bytes(self._exactly(p)), fds)
         except (OSError, ValueError) as e:
@@ -203,7 +204,7 @@ class Session:
         try:
             out: list[Lent] = []
             fds = iter(frame.fds)
-            for seg in frame.msg.get("segments") or []:
+            for seg in dicts(frame.msg.get("segments")):
                 key = (int(seg.get("id", 0)), int(seg.get("gen", 0)))
                 size = int(seg["size"])
                 if not seg.get("held"):

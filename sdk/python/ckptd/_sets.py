@@ -27,8 +27,8 @@ class Set:
     begun: datetime | None = None
     committed: datetime | None = None
     pinned: bool = False
-    tags: dict[str, str] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict[str, str])
+    metrics: dict[str, float] = field(default_factory=dict[str, float])
     manifest: str = ""  # SHA-256 of the manifest, hex
     reason: str = ""  # why it was aborted or pruned
 

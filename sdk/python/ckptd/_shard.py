@@ -13,6 +13,7 @@ import numpy as np
 from . import _header
 from ._errors import Corrupt, Incomplete, Invalid, NotFound, Unavailable
 from ._header import Entry, Header
+from ._kinds import dicts, is_dict
 from ._session import Session
 from ._tensors import Bytes
 from ._tree import STATE, VERSION
@@ -65,14 +66,14 @@ class Checkpoint:
 
     def size(self, rank: int) -> int:
         """Bytes of a rank's shard."""
-        for s in self.detail.get("shards") or []:
+        for s in dicts(self.detail.get("shards")):
             if s["rank"] == rank and s.get("size"):
                 return int(s["size"])
         return int(self.client.manifest(self.id)["shards"][rank]["size"])
 
     def must_have_header(self, rank: int) -> None:
         """Refuses a raw shard before any byte of it is read: it is a file of any kind, without tensors."""
-        for s in self.detail.get("shards") or []:
+        for s in dicts(self.detail.get("shards")):
             if s["rank"] == rank and s.get("raw"):
                 raise Invalid(
                     f"{self.ref} rank {rank} is the file {s.get('file', '')!r}, not tensors: there is nothing to load",
@@ -179,7 +180,7 @@ class Shard:
         tree = tree_of(header)
         if STATE not in header.meta:
             return flat_tree(header)
-        if isinstance(tree, dict) and "$json" in tree:
+        if is_dict(tree) and "$json" in tree:
             e = header.entries.get(str(tree["$json"]))
             if e is None:
                 raise Corrupt(f"{STATE} is said to be in a tensor that the shard does not have")

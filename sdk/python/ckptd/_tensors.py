@@ -19,6 +19,7 @@ import numpy.typing as npt
 from . import _dtypes
 from ._errors import Invalid
 from ._header import nbytes
+from ._kinds import is_array, is_scalar
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -40,7 +41,7 @@ class Source:
     strides: tuple[int, ...] = ()  # bytes
     full: tuple[int, ...] = ()  # the shape of the object itself, before the file's view of it
     contiguous: bool = True
-    extra: dict[str, Any] = field(default_factory=dict)  # of its leaf in the tree
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])  # of its leaf in the tree
     size: int = field(init=False)  # bytes in the file
     pieces: int = 1  # copies out of it that are still to come
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -70,7 +71,7 @@ class Source:
 
 
 def _bytes(data: Any) -> Bytes:
-    if isinstance(data, np.ndarray):
+    if is_array(data):
         a = data if data.flags.c_contiguous else np.ascontiguousarray(data)
         return a.reshape(-1).view(np.uint8) if a.size and a.itemsize else np.empty(0, np.uint8)
     if data.numel() == 0:
@@ -94,9 +95,9 @@ def is_jax(x: Any) -> bool:
 def source(path: str, x: Any) -> Source | None:
     """The tensor x as a Source, or None when it is no tensor."""
     try:
-        if isinstance(x, np.ndarray):
+        if is_array(x):
             return _from_numpy(path, "numpy", x)
-        if isinstance(x, np.generic):
+        if is_scalar(x):
             return _from_numpy(path, "scalar", np.asarray(x))
         if is_torch(x):
             return _from_torch(path, x)
@@ -236,7 +237,7 @@ def _share(group: list[Source], hi: int, at: dict[int, Stored], spans: dict[int,
 
 
 def _itemsize(s: Source) -> int:
-    return s.data.itemsize if isinstance(s.data, np.ndarray) else s.data.element_size()
+    return s.data.itemsize if is_array(s.data) else s.data.element_size()
 
 
 def _span(s: Source, lo: int, hi: int) -> Source:

@@ -29,6 +29,7 @@ import numpy as np
 
 from . import _dtensor, _dtypes
 from ._errors import Invalid
+from ._kinds import is_array, is_blob, is_dtype, is_list, is_mapping, is_scalar, is_span, is_tuple
 from ._tensors import Source, share, source
 
 SMALL_BYTES = 4096  # longer byte strings become tensors
@@ -70,7 +71,8 @@ def flatten(state: Any, *, allow_pickle: bool = False) -> Flat:
     write, at = share([s for s, _ in f.leaves])
     # Widest elements first keeps every tensor aligned for its type; the format allows no holes.
     write.sort(key=lambda s: -_align(s))
-    names, used = {}, {"__metadata__", STATE}
+    names: dict[int, str] = {}
+    used = {"__metadata__", STATE}
     for s in write:
         names[id(s)] = _unused(s.path or "value", used)
     pieces: dict[str, Any] = {}
@@ -94,7 +96,7 @@ def flatten(state: Any, *, allow_pickle: bool = False) -> Flat:
 
 def _align(s: Source) -> int:
     if s.note is not None:  # raw bytes of a wider type
-        return s.data.itemsize if isinstance(s.data, np.ndarray) else s.data.element_size()
+        return s.data.itemsize if is_array(s.data) else s.data.element_size()
     return {"U8": 1, "I8": 1, "BOOL": 1}.get(s.dtype) or (s.data.itemsize if hasattr(s.data, "itemsize") else 1)
 
 
@@ -133,7 +135,7 @@ class _Flattener:
         plain = scalar(x)
         if plain is not _NOT:
             return plain
-        if isinstance(x, (bytes, bytearray, memoryview)) and not isinstance(x, np.generic):
+        if is_blob(x):
             return self._blob(x, path)
         if isinstance(x, Piece):
             return self._piece(x, path)
@@ -145,14 +147,15 @@ class _Flattener:
         src = source(path, x)
         if src is not None:
             return self._take(src)
+        here = id(x)
         if isinstance(x, (Mapping, list, tuple, set, frozenset)):
-            if id(x) in self._inside:
+            if here in self._inside:
                 raise Invalid(f"{path or 'state'}: it contains itself")
-            self._inside.add(id(x))
+            self._inside.add(here)
             try:
                 return self._container(x, path)
             finally:
-                self._inside.discard(id(x))
+                self._inside.discard(here)
         if self.allow_pickle:
             try:
                 raw = pickle.dumps(x, protocol=5)
@@ -165,10 +168,10 @@ class _Flattener:
         )
 
     def _container(self, x: Any, path: str) -> Any:
-        if isinstance(x, Mapping):
+        if is_mapping(x):
             return self._mapping(x, path)
         items = [self.encode(v, _join(path, i)) for i, v in enumerate(x)]
-        if isinstance(x, list):
+        if is_list(x):
             return items
         tag = "$tuple" if isinstance(x, tuple) else "$set" if isinstance(x, set) else "$frozenset"
         return {tag: items}
@@ -243,10 +246,10 @@ def scalar(x: Any) -> Any:
             return str(x)
         except UnicodeEncodeError:
             return {"$str": base64.b64encode(x.encode("utf-8", "surrogatepass")).decode()}
-    if isinstance(x, (range, slice)):
+    if is_span(x):
         parts = [scalar(v) for v in (x.start, x.stop, x.step)]
         return _NOT if any(v is _NOT for v in parts) else {f"${type(x).__name__}": parts}
-    if isinstance(x, np.dtype):
+    if is_dtype(x):
         st, note = _dtypes.of_numpy(x)
         return {"$numpy.dtype": {"raw": note} if note is not None else st}
     torch = sys.modules.get("torch")
@@ -258,9 +261,9 @@ def scalar(x: Any) -> Any:
 
 
 def _key(k: Any, path: str) -> Any:
-    if isinstance(k, np.generic):  # hashes and compares as its Python twin
+    if is_scalar(k):  # hashes and compares as its Python twin
         k = k.item()
-    if isinstance(k, tuple):
+    if is_tuple(k):
         return {"$tuple": [_key(v, path) for v in k]}
     if isinstance(k, bytes):
         return {"$bytes": base64.b64encode(k).decode()}

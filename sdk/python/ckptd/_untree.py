@@ -20,6 +20,7 @@ import numpy as np
 from . import _dtypes
 from ._errors import Corrupt, Error, Invalid
 from ._header import Entry, Header, count
+from ._kinds import is_array, is_dict, is_list
 from ._tensors import Bytes
 from ._tree import PIECES, STATE, Piece
 
@@ -93,7 +94,7 @@ class Memory:
             raise
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError, OverflowError) as err:
             raise Corrupt(f"tensor {e.name!r}: {err}") from None
-        if kind == "scalar" and isinstance(out, np.ndarray):
+        if kind == "scalar" and is_array(out):
             return out[()]
         return out
 
@@ -208,8 +209,8 @@ class _Walk:
 
     def value(self, x: Any, path: str, kept: bool) -> Any:
         kept = kept or (self.only is not None and bool(path) and self.only(path))
-        if isinstance(x, dict):
-            tag = next(iter(x), "")
+        if is_dict(x):
+            tag = str(next(iter(x), ""))
             if not tag.startswith("$"):
                 return self.pairs([(k, v) for k, v in x.items()], path, kept)
             if tag == "$dict":
@@ -220,7 +221,7 @@ class _Walk:
             if not kept:
                 return LEFT_OUT
             return self.leaf(x) if tag == "$tensor" else _special(tag, x[tag])
-        if isinstance(x, list):
+        if is_list(x):
             return self.items(x, path, kept)
         return x if kept else LEFT_OUT
 
@@ -239,7 +240,7 @@ class _Walk:
         return [None if v is LEFT_OUT else v for v in out]
 
     def key(self, k: Any) -> Any:
-        if not isinstance(k, dict):
+        if not is_dict(k):
             return k
         tag = next(iter(k), "")
         return tuple(self.key(v) for v in k[tag]) if tag == "$tuple" else _special(tag, k[tag])
@@ -278,4 +279,4 @@ def _special(tag: str, v: Any) -> Any:
 
 
 def _number(n: Any) -> Any:
-    return _special(next(iter(n)), next(iter(n.values()))) if isinstance(n, dict) else n
+    return _special(next(iter(n)), next(iter(n.values()))) if is_dict(n) else n

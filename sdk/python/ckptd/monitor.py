@@ -126,7 +126,7 @@ class Monitor:
     def prometheus(self) -> str:
         """The same in Prometheus' text format."""
         s = self.summary()
-        lines = []
+        lines: list[str] = []
         for name, kind, key in (
             ("reads_total", "counter", "reads"), ("read_bytes_total", "counter", "bytes"),
             ("read_seconds_total", "counter", "seconds_in_reads"),

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def on_disk(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def temporary_home() -> Iterator[Path]:
+def temporary_home() -> Generator[Path, None, None]:
     """A folder on a disk with a gigabyte to spare, with a path short enough for a unix socket (108 bytes)."""
     for parent in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", os.path.expanduser("~/.cache")):
         base = Path(parent)

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import _api
 from .._errors import Invalid
+from .._kinds import is_dict
 from .._launch import rank_world
 from .._order import Cursor, Int64s, Mode, Order
 from .._tensors import Bytes
@@ -128,7 +129,7 @@ class Dataset:
         """The samples with these numbers without a copy: for each a read-only array of uint8 over the mapped pack, or
         a dict of them by name. An array keeps its pack mapped. IndexError for a number out of range."""
         index, n = self.version.index, len(self)
-        samples = []
+        samples: builtins.list[builtins.list[Field]] = []
         for i in indices:
             i = int(i)
             samples.append(index.sample(i + n if -n <= i < 0 else i))
@@ -265,7 +266,7 @@ def webdataset(ref: str, **options: Any) -> Iterator[dict[str, Any]]:
             fields = index.sample(i)
             d.tell()
             raw = d.batch([i])[0]
-            if not isinstance(raw, dict):
+            if not is_dict(raw):
                 name = index.name(fields[0].file).decode(errors="surrogateescape")
                 raw = {name[1:].partition(".")[2] or "bin": raw}
             yield {"__key__": d.key(i), **{k: v.tobytes() for k, v in raw.items()}}
