@@ -79,7 +79,7 @@ func (n *Node) postRemove(ctx context.Context, c *app.RequestContext) error {
 		return err
 	}
 	if _, pack := catalog.PackName(rec.Run); pack && rec.State == catalog.Committed {
-		return wire.WithHint(fmt.Errorf("remove %v: %w: it is a pack of a dataset", rec.SetID, catalog.ErrInvalid), "versions may refer to it; remove a version with `ckpt rm _datasets/NAME@VERSION`; packs that no version names go by themselves")
+		return wire.WithHint(fmt.Errorf("remove %v: %w: it is a pack of a dataset", rec.SetID, catalog.ErrInvalid), "versions may refer to it; remove a version with `ckpt dataset rm NAME@VERSION`; packs that no version names go by themselves")
 	}
 	if rec.State == catalog.Writing {
 		rec, err = n.cat.Abort(ctx, rec.SetID, "removed by request", time.Now())

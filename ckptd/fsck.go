@@ -236,7 +236,9 @@ func (n *Node) postVerify(ctx context.Context, c *app.RequestContext) error {
 		return err
 	}
 	var sets []catalog.SetRecord
-	if q.All {
+	var missing []catalog.SetID // packs
+	switch {
+	case q.All:
 		if err := n.cat.Sync(ctx); err != nil {
 			return err
 		}
@@ -246,7 +248,11 @@ func (n *Node) postVerify(ctx context.Context, c *app.RequestContext) error {
 				sets = append(sets, s)
 			}
 		}
-	} else {
+	case q.Dataset:
+		if sets, missing, err = n.setsOfVersion(ctx, q.Ref); err != nil {
+			return err
+		}
+	default:
 		ref, err := catalog.ParseRef(q.Ref)
 		if err != nil {
 			return err
@@ -258,7 +264,11 @@ func (n *Node) postVerify(ctx context.Context, c *app.RequestContext) error {
 		sets = append(sets, rec)
 	}
 	return long(c, func(progress func(wire.Progress)) (wire.VerifyResult, error) {
-		return n.verify(ctx, sets, q.Deep, progress)
+		res, err := n.verify(ctx, sets, q.Deep, progress)
+		for _, id := range missing {
+			res.Bad = append(res.Bad, wire.BadCopy{ID: id.String(), Rank: -1, Tier: "any", Err: "the catalog has no such pack: the files in it cannot be read"})
+		}
+		return res, err
 	})
 }
 

@@ -111,6 +111,36 @@ func TestPrints(t *testing.T) {
 	})
 }
 
+func TestDatasetPrints(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	a := &app{now: func() time.Time { return at }}
+	v := wire.DatasetVersion{
+		Ref: "imagenet@2", ID: "_datasets/imagenet@2#5", Name: "imagenet", Version: 2, State: catalog.Committed, Level: catalog.Verified,
+		Begun: at.Add(-time.Hour), Committed: at.Add(-time.Hour + 1500*time.Millisecond), Digest: catalog.Digest{1, 2, 3},
+		Files: 1_281_167, Bytes: 150 << 30, Samples: 1_281_167, Packs: 601, Stored: 151 << 30, Pinned: true, Tags: map[string]string{"split": "train"},
+	}
+	broken := v
+	broken.Ref, broken.Version, broken.Pinned, broken.Tags = "imagenet@1", 1, false, nil
+	broken.Level, broken.Missing = catalog.LevelNone, []string{"_packs/imagenet@7#1", "_packs/imagenet@8#1", "_packs/imagenet@9#1", "_packs/imagenet@10#1", "_packs/imagenet@11#1", "_packs/imagenet@12#1"}
+	unknown := wire.DatasetVersion{Ref: "text@1", Name: "text", Version: 1, State: catalog.Committed, Committed: at.Add(-48 * time.Hour), Err: "packs of text@1: no copy of the index is left: corrupt"}
+	golden(t, "datasets", func(w io.Writer) {
+		a.printDatasets(w, []wire.Dataset{{Name: "imagenet", Versions: 2, Packs: 700, Stored: 160 << 30, Latest: &v}, {Name: "new", Packs: 1, Stored: 1 << 20}, {Name: "text", Versions: 1, Stored: 1 << 30, Latest: &unknown}})
+	})
+	golden(t, "dataset-versions", func(w io.Writer) {
+		a.printVersions(w, []wire.DatasetVersion{{Ref: "imagenet@3", Version: 3, State: catalog.Writing, Begun: at.Add(-time.Second)}, v, broken})
+	})
+	golden(t, "dataset-show", func(w io.Writer) {
+		a.printVersion(w, &wire.DatasetDetail{
+			DatasetVersion: v, Schema: `{"format":"tree"}`, Leases: []string{"n1-versions-17"},
+			PackList: []wire.DatasetPack{{Pack: 0, ID: "_packs/imagenet@3#1", Size: 256 << 20, Samples: 2000, Level: catalog.Verified, Shared: true}, {Pack: 1, ID: "_packs/imagenet@7#1", Size: 1 << 30, Raw: true, Samples: 1}},
+			Events:   []catalog.Event{{Time: at.Add(-time.Minute), Node: "n1", What: "committed", Detail: "1 shards"}},
+		})
+	})
+	golden(t, "dataset-verify", func(w io.Writer) {
+		printVersionVerify(w, &wire.VerifyResult{Sets: 3, Copies: 6, Bytes: 1 << 31, Bad: []wire.BadCopy{{ID: "_packs/imagenet@7#1", Rank: -1, Tier: "any", Err: "the catalog has no such pack"}, {ID: "_packs/imagenet@3#1", Tier: "local", Node: "n1", Err: "block 7"}}})
+	})
+}
+
 func statusOf(ago func(time.Duration) time.Time) *wire.Status {
 	s := &wire.Status{Node: "n1", Version: "v1", Started: ago(50 * time.Hour), Socket: "/run/s", Data: "/data", Trouble: []string{"disk /d1: read-only"}}
 	s.Catalog.URL, s.Catalog.Sets, s.Catalog.Coordinator = "nats://x", 1, "n2"

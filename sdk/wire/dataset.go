@@ -1,5 +1,63 @@
 package wire
 
+import (
+	"time"
+
+	"github.com/ckptd/ckptd/catalog"
+)
+
+// Dataset is one dataset, with its newest version.
+type Dataset struct {
+	Name     string          `json:"name"`
+	Versions int             `json:"versions"` // committed ones
+	Latest   *DatasetVersion `json:"latest,omitempty"`
+	Packs    int             `json:"packs"`  // of all versions, and of imports under way
+	Stored   int64           `json:"stored"` // bytes of all packs and indexes
+}
+
+// DatasetVersion is one version of a dataset as users see it.
+type DatasetVersion struct {
+	Ref       string            `json:"ref"` // NAME@3
+	ID        string            `json:"id"`  // of the set that its index is
+	Name      string            `json:"name"`
+	Version   int64             `json:"version"`
+	State     catalog.State     `json:"state"`
+	Level     catalog.Level     `json:"level"` // of the least safe of its index and its packs; none when one is missing
+	Begun     time.Time         `json:"begun"`
+	Committed time.Time         `json:"committed,omitzero"`
+	Digest    catalog.Digest    `json:"digest,omitzero"` // of the content
+	Files     int64             `json:"files"`
+	Bytes     int64             `json:"bytes"` // of the files
+	Samples   int64             `json:"samples"`
+	Packs     int               `json:"packs"`
+	Stored    int64             `json:"stored"` // bytes of its index and packs; other versions may share packs
+	Pinned    bool              `json:"pinned"`
+	Tags      map[string]string `json:"tags,omitempty"`
+	Reason    string            `json:"reason,omitempty"`
+	Missing   []string          `json:"missing,omitempty"` // packs that the catalog does not have; their files cannot be read
+	Err       string            `json:"err,omitempty"`     // why some of this is not known
+}
+
+// DatasetPack is one pack of a version.
+type DatasetPack struct {
+	Pack    int           `json:"pack"` // its number in the index
+	ID      string        `json:"id"`
+	Size    int64         `json:"size"`
+	Raw     bool          `json:"raw"`     // one large file, and nothing else
+	Samples int64         `json:"samples"` // whose first field is in it
+	Level   catalog.Level `json:"level"`   // none: the catalog does not have it
+	Shared  bool          `json:"shared"`  // another committed version names it too
+}
+
+// DatasetDetail is everything about a version.
+type DatasetDetail struct {
+	DatasetVersion
+	Schema   string          `json:"schema,omitempty"` // of its samples, JSON
+	PackList []DatasetPack   `json:"pack_list"`
+	Leases   []string        `json:"leases"` // who reads it now
+	Events   []catalog.Event `json:"events"`
+}
+
 // PacksRequest asks a node how much it has of some packs; at most 4,096.
 type PacksRequest struct {
 	Sets []string `json:"sets"`

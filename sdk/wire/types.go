@@ -231,7 +231,7 @@ type VerifyResult struct {
 // BadCopy is one copy that failed a check.
 type BadCopy struct {
 	ID   string `json:"id"`
-	Rank int    `json:"rank"` // -1: the manifest
+	Rank int    `json:"rank"` // -1: the manifest, or the whole set
 	Tier string `json:"tier"` // local, remote
 	Node string `json:"node,omitempty"`
 	Err  string `json:"err"`
@@ -365,6 +365,8 @@ type (
 		Ref  string `json:"ref,omitempty"`
 		All  bool   `json:"all,omitempty"`
 		Deep bool   `json:"deep,omitempty"` // BLAKE3 of every copy
+
+		Dataset bool `json:"dataset,omitempty"` // ref is a dataset's version, NAME@3: its index and all packs
 	}
 	TargetAddRequest struct {
 		Spec string `json:"spec"` // as for ckptd serve --remote
