@@ -57,7 +57,7 @@ type draftSet struct {
 	Ranks    map[string]int     `json:"ranks"` // of the files here
 	Sealed   time.Time          `json:"sealed"`
 	Metrics  map[string]float64 `json:"metrics,omitempty"`
-	Leader   string             `json:"leader"` // the node that decides
+	Order    string             `json:"order"` // the commit: the node that decides, and what it calls it
 	Prepared time.Time          `json:"prepared"`
 }
 
@@ -66,13 +66,32 @@ type drafts struct {
 	watch kick // somebody writes
 	mu    struct {
 		sync.Mutex
-		of map[*localtier.Area]*draft
+		of     map[*localtier.Area]*draft
+		orders map[string]bool // commits that this node leads now
 	}
 }
 
 func (d *drafts) init() {
 	d.watch = newKick()
-	d.mu.of = make(map[*localtier.Area]*draft)
+	d.mu.of, d.mu.orders = make(map[*localtier.Area]*draft), make(map[string]bool)
+}
+
+// lead notes a commit that this node leads, until end is called.
+func (d *drafts) lead(order string) (end func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.mu.orders[order] = true
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.mu.orders, order)
+	}
+}
+
+func (d *drafts) leads(order string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.mu.orders[order]
 }
 
 func draftName(run catalog.Run, step int64) string { return fmt.Sprintf("%s@%d", run, step) }

@@ -74,7 +74,8 @@ func (n *Node) commitAll(ctx context.Context, o commitOrder, tell func(wire.Prog
 	if err != nil {
 		return rec, err
 	}
-	order := rand.Text()
+	order := n.cfg.Name + " " + rand.Text()
+	defer n.drafts.lead(order)()
 	decided := false
 	defer func() {
 		if decided {
@@ -99,11 +100,11 @@ func (n *Node) commitAll(ctx context.Context, o commitOrder, tell func(wire.Prog
 	if !slices.EqualFunc(parts, again, func(a, b draftPart) bool { return a.Node == b.Node && slices.Equal(a.Files, b.Files) }) {
 		return rec, fmt.Errorf("%w: its files changed while it was committed", catalog.ErrConflict)
 	}
-	run, err := n.cat.Attach(ctx, o.Run, cmp.Or(o.Launch, "draft-"+order), time.Now())
+	run, err := n.cat.Attach(ctx, o.Run, cmp.Or(o.Launch, "draft by "+order), time.Now())
 	if err != nil {
 		return rec, err
 	}
-	set := draftSet{ID: catalog.SetID{Run: o.Run, Step: o.Step, Attempt: run.Attempt}, World: world, Sealed: time.Now(), Metrics: o.Metrics, Leader: n.cfg.Name, Prepared: time.Now()}
+	set := draftSet{ID: catalog.SetID{Run: o.Run, Step: o.Step, Attempt: run.Attempt}, World: world, Sealed: time.Now(), Metrics: o.Metrics, Order: order, Prepared: time.Now()}
 	for _, p := range who {
 		set.Ranks = ranks[p.name()]
 		if err := p.promise(ctx, order, set); err != nil {
@@ -195,7 +196,15 @@ type nearDraft struct{ *draft }
 func (d nearDraft) name() string { return d.n.cfg.Name }
 
 // freeze is asked again and again, so that who asks may die.
-func (d nearDraft) freeze(_ context.Context, order string) (frozen, error) {
+func (d nearDraft) freeze(ctx context.Context, order string) (frozen, error) {
+	d.mu.Lock()
+	last, promised := d.mu.order, d.mu.note.Set != nil
+	d.mu.Unlock()
+	if last != "" && last != order && !promised && d.n.orderOver(ctx, last) { // whoever froze it has died
+		if err := d.thaw(ctx, last); err != nil {
+			return frozen{}, err
+		}
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {

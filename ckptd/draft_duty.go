@@ -39,8 +39,10 @@ func (d *draft) next(ctx context.Context, now time.Time) error {
 		return nearDraft{d}.thaw(ctx, order)
 	case set == nil:
 		return d.expire(now)
-	case order != "" && now.Sub(asked) < decideTime+10*time.Second:
-		return nil // who commits it is about to decide
+	}
+	over := d.n.orderOver(ctx, set.Order) // before the look at the catalog
+	if died := order == "" && leaderOf(set.Order) == d.n.cfg.Name; !died {
+		over = over && now.Sub(set.Prepared) > decideDelay
 	}
 	rec, err := d.n.cat.Set(ctx, set.ID)
 	found := &rec
@@ -50,7 +52,7 @@ func (d *draft) next(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err // undecided until the catalog is back
 	}
-	switch planNext(set, found, d.n.cfg.Name, len(d.area.Files()) == len(set.Ranks), now) {
+	switch planNext(set, found, over, len(d.area.Files()) == len(set.Ranks), now) {
 	case makeSet:
 		return d.makeSet(ctx)
 	case thaw:

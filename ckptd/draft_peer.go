@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cloudwego/hertz/pkg/app"
@@ -28,7 +29,7 @@ import (
 
 // draftAsk asks for one step of a commit.
 type draftAsk struct {
-	Do    string      `json:"do"` // freeze, promise, make, thaw
+	Do    string      `json:"do"` // freeze, promise, make, thaw; leads: is the order under way
 	Run   catalog.Run `json:"run"`
 	Step  int64       `json:"step"`
 	Order string      `json:"order"`
@@ -87,6 +88,32 @@ func (f farDraft) carryOut(ctx context.Context, order string) error {
 func (f farDraft) thaw(ctx context.Context, order string) error {
 	_, err := f.ask(ctx, "thaw", order, nil)
 	return err
+}
+
+// leaderOf is the node that leads a commit.
+func leaderOf(order string) string {
+	node, _, _ := strings.Cut(order, " ")
+	return node
+}
+
+// orderOver says that a commit is no longer under way: who leads it has said
+// so. One that cannot be asked is not over.
+func (n *Node) orderOver(ctx context.Context, order string) bool {
+	leader := leaderOf(order)
+	if leader == n.cfg.Name {
+		return !n.drafts.leads(order)
+	}
+	nodes, err := n.cat.Nodes(ctx)
+	if err != nil {
+		return false
+	}
+	for _, node := range nodes {
+		if node.Name == leader && node.Addr != "" {
+			res, err := (farDraft{n: n, addr: node.Addr, part: draftPart{Node: leader}}).ask(ctx, "leads", order, nil)
+			return err == nil && !res.Ready
+		}
+	}
+	return false
 }
 
 // farDrafts asks the other nodes for their drafts of a step. One that does not
@@ -158,6 +185,9 @@ func (n *Node) draftRoutes(r routes) {
 		}
 		if q.Order == "" {
 			return fmt.Errorf("draft: %w: the commit has no name", catalog.ErrInvalid)
+		}
+		if q.Do == "leads" {
+			return reply(c, frozen{Ready: n.drafts.leads(q.Order)})
 		}
 		found, err := n.draftOf(q.Run, q.Step)
 		if errors.Is(err, fs.ErrNotExist) && (q.Do == "thaw" || q.Do == "make") {

@@ -82,9 +82,10 @@ func nodesOf(parts []draftPart) string {
 
 // Times of a commit.
 const (
-	freezePatience = time.Minute     // a frozen draft that nobody asks for any more thaws
-	decidePatience = 3 * time.Minute // as does one whose set nobody has begun
-	decideTime     = time.Minute     // within which the one who commits must have begun it
+	freezePatience = 30 * time.Second // a frozen draft that nobody asks for any more thaws
+	decideTime     = time.Minute      // within which the one who commits must have begun the set
+	decideDelay    = 5 * time.Second  // how late that may still arrive after he has given up
+	decidePatience = 3 * time.Minute  // a promised draft whose set nobody has begun thaws, whoever cannot be asked
 )
 
 // whatNext says what becomes of a draft that is to be a set.
@@ -98,12 +99,14 @@ const (
 )
 
 // planNext decides by what the catalog has of the set; rec is nil when it has
-// none. whole says that no file has left the draft yet.
-func planNext(set *draftSet, rec *catalog.SetRecord, node string, whole bool, now time.Time) whatNext {
+// none. over says that nobody will begin it any more; whole, that no file has
+// left the draft yet.
+func planNext(set *draftSet, rec *catalog.SetRecord, over, whole bool, now time.Time) whatNext {
+	late := now.Sub(set.Prepared) > decidePatience
 	switch {
-	case rec == nil && (set.Leader == node || now.Sub(set.Prepared) > decidePatience) && whole:
-		return thaw // who could begin it has died
-	case rec == nil && !whole && now.Sub(set.Prepared) > decidePatience:
+	case rec == nil && whole && (over || late):
+		return thaw
+	case rec == nil && !whole && late:
 		return makeSet // it was begun once: the catalog was lost, and the vote begins it anew
 	case rec == nil:
 		return waitOn
