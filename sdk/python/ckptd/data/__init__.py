@@ -20,8 +20,9 @@
 """
 
 from ._dataset import Dataset, webdataset
+from ._list import Info, datasets, versions
 from ._loader import Loader
 from ._memmap import memmap
 from ._sampler import InOrder, Sampler
 
-__all__ = ["Dataset", "InOrder", "Loader", "Sampler", "memmap", "webdataset"]
+__all__ = ["Dataset", "InOrder", "Info", "Loader", "Sampler", "datasets", "memmap", "versions", "webdataset"]
