@@ -25,6 +25,7 @@ func (m mountStore) OpenVersion(ctx context.Context, rec catalog.SetRecord) (tre
 }
 
 func (m mountedVersion) Index() *index.Index { return m.v.Index }
+func (m mountedVersion) Used(n int)          { m.v.used(n) }
 func (m mountedVersion) Close() error        { return m.v.Close() }
 
 // OpenPack opens a pack in the cache: the kernel may read it once it is whole

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,10 +23,11 @@ type Version struct {
 	Set catalog.SetID
 	mapped
 
-	n     *Node
-	users int           // under Node.versions
-	ready chan struct{} // closed when it is open, or err is set
-	err   error
+	n       *Node
+	users   int           // under Node.versions
+	ready   chan struct{} // closed when it is open, or err is set
+	err     error
+	touched atomic.Int64 // bytes of the mapping that came in, about, since they were let go
 }
 
 // versionLease is how long a version is leased at a time; it is renewed.
@@ -180,6 +182,23 @@ func (v *Version) Pack(ctx context.Context, i int) (*packs.Handle, error) {
 		return nil, err
 	}
 	return v.n.packs.Open(ctx, ref)
+}
+
+const (
+	// indexKept is how much of a mapped index stays in this process's memory,
+	// in bytes, about, when a mount goes through it. The page cache keeps it.
+	indexKept  = 32 << 20
+	entryBytes = 128      // of an index, an entry
+	faultBytes = 64 << 10 // that one access brings in
+)
+
+// used is told of entries of the index, one after the other, that were read.
+func (v *Version) used(entries int) {
+	if v.touched.Add(max(faultBytes, int64(entries)*entryBytes)) < indexKept || len(v.mem) == 0 {
+		return
+	}
+	v.touched.Store(0)
+	_ = unix.Madvise(v.mem, unix.MADV_DONTNEED) // of a mapped file: it is read again when it is wanted
 }
 
 // Close ends one use. The index must not be used after the last one.

@@ -38,6 +38,9 @@ type Store interface {
 type Version interface {
 	// Index is there until Close.
 	Index() *index.Index
+	// Used is told of n entries of the index, one after the other, that were
+	// just read: their pages need not stay in memory for that.
+	Used(n int)
 	// OpenPack opens one of the index's packs, as a file of its own.
 	OpenPack(ctx context.Context, pack int) (fuse.File, error)
 	Close() error

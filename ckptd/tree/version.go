@@ -35,6 +35,7 @@ func (t *Tree) withVersion(ctx context.Context, k volume, f func(v *version) err
 		return err
 	}
 	defer v.release()
+	defer v.Used(1)
 	return f(v)
 }
 
@@ -166,7 +167,9 @@ func (t *Tree) readVersion(ctx context.Context, k volume, pos uint32, from uint6
 		if dir.Kind != index.Folder {
 			return syscall.ENOTDIR
 		}
-		for i := from; i < uint64(dir.Count); i++ {
+		i := from
+		defer func() { v.Used(int(i - min(i, from))) }()
+		for ; i < uint64(dir.Count); i++ {
 			e, err := x.Entry(dir.First + int(i))
 			if err != nil {
 				return err

@@ -46,6 +46,7 @@ func (l *library) OpenVersion(context.Context, catalog.SetRecord) (Version, erro
 }
 
 func (o *openLibrary) Index() *index.Index { return o.x }
+func (o *openLibrary) Used(int)            {}
 func (o *openLibrary) Close() error        { o.l.opened--; return nil }
 
 func (o *openLibrary) OpenPack(_ context.Context, pack int) (fuse.File, error) {

@@ -16,11 +16,11 @@ func newBenchCmd(a *app) *cobra.Command {
 	var amount string
 	var report bool
 	cmd := &cobra.Command{
-		Use: "bench [save|restore|drain|fabric|repair|catalog|order|dataset|au|all]", Short: "Measure this machine against the plainest programs that do the same (exit code 1 when a bar is missed)",
+		Use: "bench [save|restore|drain|fabric|repair|catalog|order|dataset|mount|au|all]", Short: "Measure this machine against the plainest programs that do the same (exit code 1 when a bar is missed)",
 		Long: `Measure ckptd on this machine, with a daemon of its own, beside the plainest programs
 that do the same work, in turn. Every byte moved is compared. It takes some minutes,
 and the disk, the memory and the processors to itself: stop what else is running.`,
-		Args: args(0, 1), ValidArgs: []string{"save", "restore", "drain", "fabric", "repair", "catalog", "order", "dataset", "au", "all"},
+		Args: args(0, 1), ValidArgs: []string{"save", "restore", "drain", "fabric", "repair", "catalog", "order", "dataset", "mount", "au", "all"},
 		RunE: func(cmd *cobra.Command, names []string) (err error) {
 			if len(names) > 0 {
 				opt.Suite = names[0]

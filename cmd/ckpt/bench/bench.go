@@ -24,7 +24,7 @@ import (
 
 // Options of a run; the zero value works.
 type Options struct {
-	Suite  string       // save, restore, drain, fabric, repair, catalog, order, dataset, au or all; default all, which leaves au out
+	Suite  string       // save, restore, drain, fabric, repair, catalog, order, dataset, mount, au or all; default all, which leaves au out
 	Size   int64        // bytes of a checkpoint, default 1 GiB
 	Pairs  int          // of product and yardstick, default 5
 	Dir    string       // on the disk to measure; default below the user's cache directory
@@ -48,7 +48,7 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	switch {
 	case o.Suite != "all" && !slices.ContainsFunc(suites, func(s suite) bool { return s.name == o.Suite }):
-		return o, fmt.Errorf("bench %q: %w: want save, restore, drain, fabric, repair, catalog, order, dataset, au, all or model", o.Suite, catalog.ErrInvalid)
+		return o, fmt.Errorf("bench %q: %w: want save, restore, drain, fabric, repair, catalog, order, dataset, mount, au, all or model", o.Suite, catalog.ErrInvalid)
 	case o.Size < 16<<20 || o.Size%(4<<20) != 0:
 		return o, fmt.Errorf("size %d: %w: want a multiple of 4 MiB, at least 16 MiB", o.Size, catalog.ErrInvalid)
 	case o.Pairs < 1 || o.Pairs > 1000:
@@ -64,7 +64,7 @@ type suite struct {
 	run  func(context.Context, *bench) error
 }
 
-var suites = []suite{{"save", benchSave}, {"restore", benchRestore}, {"drain", benchDrain}, {"fabric", benchFabric}, {"repair", benchRepair}, {"catalog", benchCatalog}, {"order", benchOrder}, {"dataset", benchDataset}, {"dataset", benchImport}, {"au", benchAU}}
+var suites = []suite{{"save", benchSave}, {"restore", benchRestore}, {"drain", benchDrain}, {"fabric", benchFabric}, {"repair", benchRepair}, {"catalog", benchCatalog}, {"order", benchOrder}, {"dataset", benchDataset}, {"dataset", benchImport}, {"dataset", benchFind}, {"mount", benchMount}, {"au", benchAU}}
 
 // Report is what a run found.
 type Report struct {
@@ -118,6 +118,11 @@ var goals = map[string]struct {
 	"order.index.window":    {"ns", 300, "lower"},
 	"dataset.epoch":         {"B/s", 0.80, "higher"},
 	"dataset.import":        {"B/s", 0.50, "higher"},
+	"dataset.find":          {"/s", 0.30, "higher"},
+	"dataset.find.memory":   {"B", 64 << 20, "lower"},
+	"mount.seq":             {"B/s", 0.90, "higher"},
+	"mount.rand4k":          {"B/s", 0.80, "higher"},
+	"mount.small":           {"/s", 0, "higher"}, // without a reach: reported only
 	"au.resnet50":           {"", 0, "higher"},
 	"au.unet3d":             {"", 0, "higher"},
 	"au.cosmoflow":          {"", 0, "higher"},

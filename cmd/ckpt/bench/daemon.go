@@ -24,6 +24,7 @@ type daemon struct {
 	socket  string
 	arena   string
 	client  *ckpt.Client
+	mounted string // a folder; "": it mounts nothing
 	targets []*targetProcess
 }
 
@@ -89,7 +90,11 @@ func (d *daemon) stop() error {
 		d.client.Close()
 	}
 	d.end()
-	err := errors.Join(os.RemoveAll(d.data), os.RemoveAll(d.arena))
+	var err error
+	if d.mounted != "" {
+		err = errors.Join(unmounted(d.mounted), os.Remove(d.mounted))
+	}
+	err = errors.Join(err, os.RemoveAll(d.data), os.RemoveAll(d.arena))
 	for _, t := range d.targets {
 		err = errors.Join(err, t.stop())
 	}
