@@ -65,6 +65,9 @@ func (n *Node) collectPacksOf(ctx context.Context, name string) error {
 			}
 		}
 		more := len(plan.condemn) > maxCondemned
+		if err := n.cat.Sync(ctx); err != nil { // what was condemned is seen
+			return err
+		}
 		if plan, err = n.planPacksOf(ctx, name); err != nil { // what comes to light is reprieved in the next round
 			return err
 		}
