@@ -18,8 +18,8 @@ import (
 	"github.com/ckptd/ckptd/sdk/ckpt"
 )
 
-// The test binary is also the daemon, the trainer of TestKill9 and an import: it
-// runs itself again with one of these variables set.
+// The test binary is also the daemon, the trainer of TestKill9, an import and
+// a reader of a mount: it runs itself again with one of these variables set.
 const (
 	asDaemon  = "CKPTD_TEST_DAEMON"
 	asTrainer = "CKPTD_TEST_TRAINER"
@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 		os.Exit(train(os.Args[1:]))
 	case os.Getenv(asImporter) != "":
 		os.Exit(importAndHang(os.Args[1], os.Args[2], os.Args[3]))
+	case os.Getenv(asReader) != "":
+		os.Exit(readUntilTold(os.Args[1:]))
 	default:
 		os.Exit(m.Run())
 	}
