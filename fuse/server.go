@@ -90,7 +90,9 @@ func fillAttr(out *fuse.Attr, id ID, a Attr) {
 
 func fillEntry(out *fuse.EntryOut, e Entry) {
 	out.NodeId = uint64(e.ID)
-	out.SetEntryTimeout(timeout(e.Attr.Fixed && !e.Brief))
+	if e.Attr.Fixed || e.Attr.Mode&syscall.S_IFMT != syscall.S_IFLNK { // who follows a link that changes wants to come where it leads now
+		out.SetEntryTimeout(timeout(e.Attr.Fixed && !e.Brief))
+	}
 	out.SetAttrTimeout(timeout(e.Attr.Fixed))
 	fillAttr(&out.Attr, e.ID, e.Attr)
 }

@@ -37,7 +37,9 @@ type Entry struct {
 	Attr Attr
 
 	// Brief: the name may come to mean another node, although this one is
-	// Fixed. The kernel asks again after a short while.
+	// Fixed. The kernel asks again after a short while; of a symbolic link
+	// that is not Fixed, each time. Where a node's link leads may never change:
+	// another target is another node.
 	Brief bool
 }
 

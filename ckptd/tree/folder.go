@@ -121,25 +121,39 @@ func newestOfSteps(sets []catalog.SetRecord) []catalog.SetRecord {
 	})
 }
 
-// latest is where a folder's link leads, if it is a run with a set.
-func (t *Tree) latest(sd side, path string) (target string, rec catalog.SetRecord, ok bool) {
+// latest is a folder's link, if it is a run with a set.
+func (t *Tree) latest(sd side, path string) (id fuse.ID, ok bool) {
 	if path == "" {
-		return "", rec, false
+		return 0, false
 	}
-	if rec, ok = t.store.Set(sd.run(path), catalog.Latest, 0); !ok {
-		return "", rec, false
+	rec, ok := t.store.Set(sd.run(path), catalog.Latest, 0)
+	if !ok {
+		return 0, false
 	}
-	return stepName(rec.SetID, subfolders(path, t.paths(sd))), rec, true
+	return t.idOfVolume(volume{linkKind, rec.SetID.String()}), true
+}
+
+// linkTo is where a link to a set leads.
+func (t *Tree) linkTo(k volume) (target string, rec catalog.SetRecord, err error) {
+	if rec, err = t.setOf(k); err != nil {
+		return "", rec, err
+	}
+	sd, path := checkpoints, string(rec.Run)
+	if rest, ok := strings.CutPrefix(path, datasets.base); ok {
+		sd, path = datasets, rest
+	}
+	return stepName(rec.SetID, subfolders(path, t.paths(sd))), rec, nil
+}
+
+func (t *Tree) linkAttr(k volume) (fuse.Attr, error) {
+	target, rec, err := t.linkTo(k)
+	if err != nil {
+		return fuse.Attr{}, err
+	}
+	return fuse.Attr{Mode: syscall.S_IFLNK | 0o777, Nlink: 1, UID: t.opt.UID, GID: t.opt.GID, Size: int64(len(target)), Mtime: rec.Committed}, nil
 }
 
 func (t *Tree) folderNodeAttr(sd side, path string, pos uint32) (fuse.Attr, error) {
-	if pos == latestPos {
-		target, rec, ok := t.latest(sd, path)
-		if !ok {
-			return fuse.Attr{}, errStale
-		}
-		return fuse.Attr{Mode: syscall.S_IFLNK | 0o777, Nlink: 1, UID: t.opt.UID, GID: t.opt.GID, Size: int64(len(target)), Mtime: rec.Committed}, nil
-	}
 	paths := t.paths(sd)
 	if pos != selfPos || path != "" && !isFolder(path, paths) {
 		return fuse.Attr{}, errStale
@@ -168,7 +182,11 @@ func join(path, name string) string {
 func (t *Tree) lookupFolder(ctx context.Context, sd side, path string, name []byte) (fuse.Entry, error) {
 	s := string(name)
 	if s == "latest" && path != "" {
-		return t.entry(ctx, name, idOf(t.vols.number(volume{sd.folder, path}), latestPos))
+		id, ok := t.latest(sd, path)
+		if !ok {
+			return fuse.Entry{}, fs.ErrNotExist
+		}
+		return t.entry(ctx, name, id)
 	}
 	if s == writeFolder && path != "" && sd == checkpoints && t.write.desk != nil {
 		return t.entry(ctx, name, idOf(t.vols.number(volume{sd.folder, path}), writePos))
@@ -219,8 +237,8 @@ func (t *Tree) readFolder(ctx context.Context, sd side, path string, from uint64
 		for _, rec := range sets {
 			put(stepName(rec.SetID, subs), volume{sd.set, rec.SetID.String()})
 		}
-		if len(sets) > 0 {
-			items = append(items, item{"latest", idOf(t.vols.number(volume{sd.folder, path}), latestPos), latestPos})
+		if id, ok := t.latest(sd, path); ok {
+			items = append(items, item{"latest", id, latestPos})
 		}
 	}
 	slices.SortFunc(items, func(a, b item) int { return cmp.Compare(a.cookie, b.cookie) })

@@ -97,6 +97,9 @@ const (
 	versionAttemptKind kind = 'w'
 	shuffleKind        kind = 'q' // what is below .shuffle; name is the SetID's text, "|" and the path
 
+	// The link to a run's newest set is another node with each of them: the
+	// kernel keeps where a link leads for as long as it knows the node.
+	linkKind  kind = 'l' // name is the SetID's text
 	draftKind kind = 'p' // name is the Draft's ID
 )
 
@@ -108,7 +111,7 @@ type volume struct {
 // Positions in a folder of runs, and in a set.
 const (
 	selfPos     = 0
-	latestPos   = 1 // in a folder
+	latestPos   = 1 // in a folder's listing
 	writePos    = 2 // in a folder of checkpoints: where drafts are
 	manifestPos = 1 // in a set
 	shardPos    = 2 // in a set, plus the rank
@@ -154,6 +157,7 @@ func (t *Tree) enumerate() {
 			for _, rec := range t.store.Committed(sd.run(path)) {
 				t.vols.number(volume{sd.set, rec.SetID.String()})
 			}
+			t.latest(sd, path)
 		}
 	}
 }
@@ -217,6 +221,8 @@ func (t *Tree) Attr(ctx context.Context, id fuse.ID) (fuse.Attr, error) {
 		return t.folderNodeAttr(sd, k.name, pos)
 	case k.kind == draftKind:
 		return t.draftNodeAttr(k, pos)
+	case k.kind == linkKind:
+		return t.linkAttr(k)
 	case set && sd == datasets:
 		return t.versionNodeAttr(ctx, k, pos)
 	case set:
@@ -307,14 +313,11 @@ func (t *Tree) ReadLink(ctx context.Context, id fuse.ID) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	sd, folder, set := sideOf(k.kind)
+	sd, _, set := sideOf(k.kind)
 	switch {
-	case folder && pos == latestPos:
-		target, _, ok := t.latest(sd, k.name)
-		if !ok {
-			return nil, errStale
-		}
-		return []byte(target), nil
+	case k.kind == linkKind:
+		target, _, err := t.linkTo(k)
+		return []byte(target), err
 	case set && sd == datasets:
 		return t.linkInVersion(ctx, k, pos)
 	}
@@ -334,7 +337,7 @@ func (t *Tree) Open(ctx context.Context, id fuse.ID, flags uint32) (fuse.File, e
 	if writes || flags&syscall.O_TRUNC != 0 {
 		return nil, syscall.EROFS
 	}
-	sd, folder, set := sideOf(k.kind)
+	sd, _, set := sideOf(k.kind)
 	switch {
 	case set && sd == datasets:
 		return t.openInVersion(ctx, k, pos)
@@ -342,7 +345,7 @@ func (t *Tree) Open(ctx context.Context, id fuse.ID, flags uint32) (fuse.File, e
 		return t.openInSet(ctx, k, pos)
 	case k.kind == shuffleKind && pos == selfPos:
 		return t.openTar(ctx, k)
-	case folder && pos == latestPos:
+	case k.kind == linkKind:
 		return nil, syscall.ELOOP
 	}
 	return nil, syscall.EISDIR

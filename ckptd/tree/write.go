@@ -324,7 +324,10 @@ func (t *Tree) Rename(ctx context.Context, parent fuse.ID, name []byte, toParent
 		return err
 	}
 	// The kernel believes that it is the same folder, moved.
-	t.write.telling.Go(func() { t.write.changed(toParent, string(toName)) })
+	t.write.telling.Go(func() {
+		t.write.changed(toParent, string(toName))
+		t.write.changed(toParent, "latest")
+	})
 	return nil
 }
 

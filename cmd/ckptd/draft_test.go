@@ -124,6 +124,9 @@ func TestStoryDraft(t *testing.T) {
 		if err := sameSet(t.Context(), c, fmt.Sprintf("new/run@%d", step), src); err != nil {
 			t.Errorf("%s: %v", how, err)
 		}
+		if err := sameFiles(t.Context(), src, filepath.Join(run, "latest")); err != nil {
+			t.Errorf("%s: latest is another: %v", how, err)
+		}
 		if err := os.WriteFile(filepath.Join(set, "ünï.pt"), nil, 0o600); err == nil {
 			t.Errorf("%s: a committed file can be written", how)
 		}
