@@ -70,7 +70,7 @@ gotest: gomods $(TOOLS)/versitygw-$(strip $(VERSITYGW))
 	$(GO) vet ./...
 	$(GO) test -timeout 20m ./...
 
-pytest: build $(VENV)/.test $(VENV)/.torch
+pytest: build $(VENV)/.frameworks
 	$(WITHSDK) $(VENVPY) -m pytest -q $(PY)/tests
 
 test-ofi: gomods libfabric ## the RDMA fabric's suite, and a daemon with targets, over libfabric's provider tcp
@@ -153,6 +153,12 @@ $(VENV)/.torch: $(PY)/requirements-torch.txt $(VENV)/.test
 	@echo "installing torch for what uses it: 200 MB from $(TORCHCPU), or 3 GB from PyPI where that is out of reach"
 	$(call step,installing $(PY)/requirements-torch.txt,$(TORCHCPU) or PyPI or a mirror of it (pip config set global.index-url URL),\
 		$(VENVPY) -m pip install $(LOUD) --disable-pip-version-check --timeout 5 --retries 0 --index-url $(TORCHCPU) "$$(grep ^torch== $<)" 2>/dev/null || true; \
+		$(VENVPY) -m pip install $(LOUD) --disable-pip-version-check -r $<)
+	@touch $@
+
+$(VENV)/.frameworks: $(PY)/requirements-frameworks.txt $(VENV)/.torch
+	@echo "installing the frameworks that the tests run with: 40 MB"
+	$(call step,installing $(PY)/requirements-frameworks.txt,PyPI or a mirror of it (pip config set global.index-url URL),\
 		$(VENVPY) -m pip install $(LOUD) --disable-pip-version-check -r $<)
 	@touch $@
 

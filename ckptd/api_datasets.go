@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -21,43 +22,52 @@ const (
 	tellAtOnce   = 8                // versions
 )
 
-// getDatasets lists the datasets.
+// getDatasets lists the datasets: those with a version, and those with packs
+// only, of an import under way, one that was cut short, or versions removed.
 func (n *Node) getDatasets(ctx context.Context, c *app.RequestContext) error {
 	if err := n.cat.Sync(ctx); err != nil {
 		return err
 	}
-	rows := []wire.Dataset{}
-	var newest []catalog.SetRecord // of each row
+	rows := make(map[string]*wire.Dataset)
+	var newest []catalog.SetRecord // of those that have one
 	for _, run := range n.cat.KnownRuns() {
-		name, ok := catalog.DatasetName(run)
-		if !ok {
+		name, versions := catalog.DatasetName(run)
+		if !versions {
+			var packs bool
+			if name, packs = catalog.PackName(run); !packs {
+				continue
+			}
+		}
+		sets := n.cat.KnownWhere(run, func(s *catalog.SetRecord) bool { return s.State == catalog.Committed }) // newest first
+		if len(sets) == 0 {
 			continue
 		}
-		committed := func(s *catalog.SetRecord) bool { return s.State == catalog.Committed }
-		versions := n.cat.KnownWhere(run, committed) // newest first
-		if len(versions) == 0 {
-			continue
+		row := rows[name]
+		if row == nil {
+			row = &wire.Dataset{Name: name}
+			rows[name] = row
 		}
-		row := wire.Dataset{Name: name, Versions: len(versions)}
-		packRun, err := catalog.PackRun(name)
-		if err != nil {
-			return err
-		}
-		packs := n.cat.KnownWhere(packRun, committed)
-		for _, s := range slices.Concat(versions, packs) {
+		for _, s := range sets {
 			row.Stored += s.Size
 		}
-		row.Packs = len(packs)
-		rows, newest = append(rows, row), append(newest, versions[0])
+		if versions {
+			row.Versions, newest = len(sets), append(newest, sets[0])
+		} else {
+			row.Packs = len(sets)
+		}
 	}
 	told, err := n.tellVersions(ctx, newest)
 	if err != nil {
 		return err
 	}
-	for i := range rows {
-		rows[i].Latest = &told[i]
+	for i := range told {
+		rows[told[i].Name].Latest = &told[i]
 	}
-	return reply(c, map[string]any{"datasets": rows})
+	list := make([]*wire.Dataset, 0, len(rows))
+	for _, name := range slices.Sorted(maps.Keys(rows)) {
+		list = append(list, rows[name])
+	}
+	return reply(c, map[string]any{"datasets": list})
 }
 
 // getDatasetVersions lists the versions of a dataset.

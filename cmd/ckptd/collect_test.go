@@ -114,6 +114,40 @@ func filesOf(t *testing.T, dir, prefix string) (files []string) {
 	return files
 }
 
+// awaitCollected waits until no pack of a dataset is left, nor a file of one, and
+// says when packs were pruned.
+func awaitCollected(t *testing.T, d *daemon, c *ckpt.Client, name string) map[string]time.Time {
+	t.Helper()
+	went := make(map[string]time.Time)
+	eventually(t, "the packs go", func() error {
+		all, err := c.Sets(t.Context(), "_packs/"+name, true)
+		if err != nil {
+			return err
+		}
+		for _, p := range all {
+			if p.State == catalog.Pruned && went[p.ID].IsZero() {
+				s, err := c.Set(t.Context(), p.ID, false)
+				if err != nil {
+					continue // forgotten meanwhile
+				}
+				for _, e := range s.Events {
+					if e.What == "pruned" {
+						went[p.ID] = e.Time
+					}
+				}
+			}
+		}
+		if files := filesOf(t, filepath.Join(d.dir, "data"), "_packs/"+name); len(files)+len(all) > 0 {
+			return fmt.Errorf("%d sets, %d files: %q", len(all), len(files), files)
+		}
+		return nil
+	})
+	if len(went) == 0 {
+		t.Error("no pack was seen to be pruned")
+	}
+	return went
+}
+
 // TestPromise6PacksOfAKilledImport: an import is killed with SIGKILL between its
 // packs and its version. Its packs are taken up by the next import; when none
 // comes they go, after the patience and not before, with their bytes.
@@ -138,6 +172,9 @@ func TestPromise6PacksOfAKilledImport(t *testing.T) {
 
 	killedImport(t, d.socket, dir, "cats")
 	unnamed := packsOf(t, c, "cats")
+	if list, err := c.Datasets(t.Context()); err != nil || len(list) != 2 || list[0].Name != "cats" || list[0].Latest != nil || list[0].Packs != len(unnamed) || list[0].Stored == 0 || list[1].Latest == nil {
+		t.Errorf("%+v, %v", list, err)
+	}
 	if len(unnamed) != len(before) {
 		t.Errorf("%d packs, want %d", len(unnamed), len(before))
 	}
@@ -147,34 +184,7 @@ func TestPromise6PacksOfAKilledImport(t *testing.T) {
 			last = p.Committed
 		}
 	}
-	went := make(map[string]time.Time)
-	eventually(t, "the packs go", func() error {
-		all, err := c.Sets(t.Context(), "_packs/cats", true)
-		if err != nil {
-			return err
-		}
-		for _, p := range all {
-			if p.State == catalog.Pruned && went[p.ID].IsZero() {
-				s, err := c.Set(t.Context(), p.ID, false)
-				if err != nil {
-					continue // forgotten meanwhile
-				}
-				for _, e := range s.Events {
-					if e.What == "pruned" {
-						went[p.ID] = e.Time
-					}
-				}
-			}
-		}
-		if files := filesOf(t, filepath.Join(d.dir, "data"), "_packs/cats"); len(files)+len(all) > 0 {
-			return fmt.Errorf("%d sets, %d files: %q", len(all), len(files), files)
-		}
-		return nil
-	})
-	if len(went) == 0 {
-		t.Error("no pack was seen to be pruned")
-	}
-	for id, at := range went {
+	for id, at := range awaitCollected(t, d, c, "cats") {
 		if at.Sub(last) < wait {
 			t.Errorf("%s was pruned %v after the last pack came, the patience is %v", id, at.Sub(last), wait)
 		}
@@ -277,14 +287,36 @@ func TestPromise6VersionOfCollectedPacks(t *testing.T) {
 // patience. An import may be told that packs went; a version that is visible has
 // all of its packs, and its bytes.
 func TestPromise6ImportsBesideTheCollector(t *testing.T) {
+	hardlyAny := []string{"--pack-patience", "1ms", "--grace", "1ms"}
+	t.Run("OnOneNode", func(t *testing.T) {
+		d := newDaemon(t, "n1", hardlyAny...)
+		importBesideCollector(t, d, d.start().dial())
+	})
+	t.Run("OnAnotherNode", func(t *testing.T) { // n1 coordinates
+		cat := &store{t: t, dir: t.TempDir(), addr: freePort(t, "127.0.0.1:0")}
+		cat.up()
+		t.Cleanup(cat.down)
+		two := append(hardlyAny, "--nats", cat.url(), "--remote", "none")
+		first := newDaemon(t, "n1", append(two, "--listen", freePort(t, "127.0.0.1:0"))...).start().dial()
+		eventually(t, "n1 coordinates", func() error {
+			s, err := first.Status(t.Context())
+			if err == nil && s.Catalog.Coordinator != "n1" {
+				err = fmt.Errorf("%q does", s.Catalog.Coordinator)
+			}
+			return err
+		})
+		d := newDaemon(t, "n2", append(two, "--listen", freePort(t, "127.0.0.1:0"))...)
+		importBesideCollector(t, d, d.start().dial())
+	})
+}
+
+func importBesideCollector(t *testing.T, d *daemon, c *ckpt.Client) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 3))
 	dir, files := imageTree(t, r)
-	d := newDaemon(t, "n1", "--pack-patience", "1ms", "--grace", "1ms")
-	c := d.start().dial()
 	made, refused, takenUp := 0, 0, 0
-	for i := range 14 {
+	for i := range 9 {
 		// What differs each time: a small file and a large one.
 		for name, size := range map[string]int{"changing/small": 1000 + i, "changing/large": 1<<20 + i} {
 			files[name] = content(int64(i), 0, 0, size)

@@ -233,3 +233,57 @@ func TestPromise6UnreadableIndex(t *testing.T) {
 		t.Errorf("fsck: %+v, %v", fsck, err)
 	}
 }
+
+// TestStoryDatasetRebuild: the catalog is lost, and built anew from the tiers. A
+// version is whole again. The packs of a version that did not come back may be
+// named by it tomorrow: they stay for the patience, though they are old.
+func TestStoryDatasetRebuild(t *testing.T) {
+	dir, files := imageTree(t, rand.New(rand.NewPCG(11, 12)))
+	const wait = 3 * time.Second
+	d := newDaemon(t, "n1", "--pack-patience", wait.String(), "--grace", "1ms")
+	c := d.start().dial()
+	for _, name := range []string{"pets", "cats"} {
+		if _, err := importTree(t.Context(), d.socket, dir, name); err != nil {
+			t.Fatal(err)
+		}
+		awaitVersion(t, c, name, catalog.Verified)
+	}
+	packs := packsOf(t, c, "cats")
+	before, err := c.DatasetVersion(t.Context(), "pets@1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.kill()
+	if err := os.RemoveAll(filepath.Join(d.dir, "data", "catalog")); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range filesOf(t, filepath.Join(d.dir, "data"), "_datasets/cats") {
+		if err := os.Remove(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c = d.start().dial()
+	rebuilt := time.Now()
+	res, err := c.Rebuild(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range res.Problems {
+		if strings.Contains(p, "pets") {
+			t.Error(p)
+		}
+	}
+	after, err := c.DatasetVersion(t.Context(), "pets@1")
+	if err != nil || after.Digest != before.Digest || len(after.PackList) != len(before.PackList) || after.Level < catalog.Local {
+		t.Errorf("%+v, %v", after, err)
+	}
+	if got := packsOf(t, c, "cats"); len(got) != len(packs) {
+		t.Errorf("%d packs came back, want %d", len(got), len(packs))
+	}
+	for id, at := range awaitCollected(t, d, c, "cats") {
+		if at.Sub(rebuilt) < wait {
+			t.Errorf("%s was pruned %v after the rebuild, the patience is %v", id, at.Sub(rebuilt), wait)
+		}
+	}
+	mustRead(t, c, "pets", files)
+}

@@ -9,10 +9,10 @@ import (
 // Dataset is one dataset, with its newest version.
 type Dataset struct {
 	Name     string          `json:"name"`
-	Versions int             `json:"versions"` // committed ones
-	Latest   *DatasetVersion `json:"latest,omitempty"`
-	Packs    int             `json:"packs"`  // of all versions, and of imports under way
-	Stored   int64           `json:"stored"` // bytes of all packs and indexes
+	Versions int             `json:"versions"`         // committed ones
+	Latest   *DatasetVersion `json:"latest,omitempty"` // none: packs only, of an import under way or of versions removed
+	Packs    int             `json:"packs"`            // of all versions, and of imports under way
+	Stored   int64           `json:"stored"`           // bytes of all packs and indexes
 }
 
 // DatasetVersion is one version of a dataset as users see it.

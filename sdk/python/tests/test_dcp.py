@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -126,15 +125,6 @@ def test_every_way_to_save_loads_into_another_layout(how: str, two: tuple[Daemon
     found = ckptd.Client(two[0].socket).list(run)
     assert sorted(s.step for s in found) == [1, 2, 3]
     assert "equal" in Ranks(3, two, tmp_path, "load", run, at, 1, "dcp").finish()
-
-
-def test_the_page_is_true(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CKPTD_SOCKET", str(daemon.socket))
-    page = (HERE.parent / "docs" / "dcp.md").read_text()
-    names: dict[str, Any] = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(block, names)
-    assert torch.equal(names["state"]["model"]["weight"], names["whole"]["model"]["weight"])
 
 
 def test_refusals_say_what_to_do(daemon: Daemon) -> None:
