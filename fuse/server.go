@@ -30,6 +30,7 @@ type server struct {
 	write  WriteTree // nil: nothing can be written
 	forget Forgetter // nil: it does not care
 	open   *table
+	habits habits
 }
 
 func newServer(tree Tree, readOnly bool, limit int) *server {
@@ -115,6 +116,9 @@ func (s *server) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, 
 	if !goodID(e.ID) {
 		return fuse.EIO
 	}
+	if e.Attr.Mode&syscall.S_IFMT != syscall.S_IFDIR { // a folder is looked up to be listed
+		s.habits.looked(in.Pid)
+	}
 	fillEntry(out, e)
 	return fuse.OK
 }
@@ -155,8 +159,12 @@ func (s *server) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.Open
 	if err != nil {
 		return status(err)
 	}
+	attributes := s.habits.begins(in.Pid)
 	if a.Fixed {
-		out.OpenFlags = fuse.FOPEN_CACHE_DIR | fuse.FOPEN_KEEP_CACHE
+		out.OpenFlags = fuse.FOPEN_CACHE_DIR
+		if !attributes { // which a listing that the kernel kept does not bring
+			out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+		}
 	}
 	return fuse.OK
 }
@@ -166,9 +174,10 @@ func (s *server) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirE
 }
 
 func (s *server) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	attributes := s.habits.asks(in.Pid)
 	return s.list(cancel, in, func(d fuse.DirEntry, e *Entry) bool {
 		entry := out.AddDirLookupEntry(d)
-		if entry != nil && e != nil {
+		if entry != nil && e != nil && attributes { // otherwise its node is 0, which the kernel takes as a name alone
 			fillEntry(entry, *e)
 		}
 		return entry != nil
