@@ -48,6 +48,9 @@ type Shard struct {
 	Header  int64             `json:"header"`         // bytes before the first tensor's data
 	Meta    map[string]string `json:"meta,omitempty"` // the header's __metadata__, or what was said of a raw shard
 	Tensors []Tensor          `json:"tensors"`        // none in a raw shard
+	// Sums are those of the seal, of a raw shard that is alone in its set: the
+	// CRC32C of each BlockSize bytes, little-endian. See Shard.Seal.
+	Sums []byte `json:"sums,omitempty"`
 }
 
 // Manifest is the committed list of a set's shards and tensors. It is stored
@@ -117,6 +120,9 @@ func (s *Shard) check() error {
 		if err := s.checkRaw(); err != nil {
 			return fmt.Errorf("rank %d: %w", s.Rank, err)
 		}
+	}
+	if err := s.checkSums(); err != nil {
+		return fmt.Errorf("rank %d: %w", s.Rank, err)
 	}
 	names := make(map[string]bool, len(s.Tensors))
 	for i := range s.Tensors {

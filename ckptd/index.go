@@ -60,9 +60,11 @@ func (n *Node) shardEntry(s held) (catalog.Shard, error) {
 	}
 	defer b.Close()
 	if s.info.Raw() {
-		return catalog.Shard{
+		e := catalog.Shard{
 			Rank: s.rank, Node: n.cfg.Name, Size: b.Size(), Root: b.Seal().Root(), File: s.info.File, Meta: s.info.Meta, Tensors: []catalog.Tensor{},
-		}, nil
+		}
+		e.SetSums(b.Seal(), s.info.World)
+		return e, nil
 	}
 	h, err := shardfile.ReadHeader(b, b.Size())
 	if err != nil {

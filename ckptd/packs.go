@@ -20,7 +20,7 @@ import (
 
 func (n *Node) openCache() {
 	n.packs = packs.New(packs.Options{
-		Local: n.local, Quota: n.cfg.Cache, Log: n.log, Sources: n.packSources,
+		Local: n.local, Quota: n.cfg.Cache, Log: n.log, Sources: n.packSources, Seal: n.packSeal,
 		Bad: func(ctx context.Context, ref restore.ShardRef, cause error) {
 			if err := n.localBad(ctx, ref.Set, ref.Rank, cause); err != nil {
 				n.log.Debug("quarantine", "err", err)
@@ -46,20 +46,52 @@ func (n *Node) packRef(ctx context.Context, id catalog.SetID) (restore.ShardRef,
 }
 
 func (n *Node) locatePack(ctx context.Context, id catalog.SetID) (location, error) {
+	rec, err := n.packRecord(ctx, id)
+	if err != nil {
+		return location{}, err
+	}
+	return n.locate(ctx, rec, 0)
+}
+
+// packRecord is the record of a committed set of one shard.
+func (n *Node) packRecord(ctx context.Context, id catalog.SetID) (catalog.SetRecord, error) {
 	rec, ok := n.cat.KnownSet(id)
 	if !ok {
 		var err error
 		if rec, err = n.cat.Resolve(ctx, id.Ref()); err != nil {
-			return location{}, err
+			return rec, err
 		}
 	}
 	if rec.State != catalog.Committed {
-		return location{}, fmt.Errorf("%v: %w: it is %s", id, fs.ErrNotExist, rec.State)
+		return rec, fmt.Errorf("%v: %w: it is %s", id, fs.ErrNotExist, rec.State)
 	}
 	if rec.World != 1 {
-		return location{}, fmt.Errorf("%v: %w: it has %d shards; a pack has one", id, catalog.ErrInvalid, rec.World)
+		return rec, fmt.Errorf("%v: %w: it has %d shards; a pack has one", id, catalog.ErrInvalid, rec.World)
 	}
-	return n.locate(ctx, rec, 0)
+	return rec, nil
+}
+
+// packSeal is a pack's seal as its manifest has it. The manifest of an older
+// version, or of a very large pack, has none; nor can a block be held against
+// one that is out of reach. Then the source's own check and the root decide.
+func (n *Node) packSeal(ctx context.Context, ref restore.ShardRef) (*catalog.Seal, error) {
+	rec, err := n.packRecord(ctx, ref.Set)
+	if err != nil {
+		return nil, err
+	}
+	m, _, err := n.manifest(ctx, rec)
+	var seal *catalog.Seal
+	if err == nil {
+		seal, err = m.Shards[0].Seal(ref.Set)
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if err != nil {
+		n.log.Warn("no sums of a pack's blocks: its root is compared when it is whole", "shard", ref.String(), "err", err)
+		return nil, nil
+	}
+	return seal, nil
 }
 
 // askedPeers bounds the nodes that are asked whether they have a pack before

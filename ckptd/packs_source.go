@@ -28,6 +28,7 @@ type packRemote struct {
 
 func (p *packRemote) Name() string                                { return "remote" }
 func (p *packRemote) Kind() packs.Kind                            { return packs.Remote }
+func (p *packRemote) Whole() bool                                 { return true }
 func (p *packRemote) Seal(context.Context) (*catalog.Seal, error) { return nil, nil }
 
 func (p *packRemote) ReadBlocks(ctx context.Context, b []byte, off int64) error {
@@ -79,8 +80,11 @@ const (
 func (p *packPeer) Name() string     { return "peer " + p.node }
 func (p *packPeer) Kind() packs.Kind { return packs.Peer }
 
+// Whole is false of one that may have no more than a part.
+func (p *packPeer) Whole() bool { return !p.fetch || p.wrote }
+
 func (p *packPeer) Seal(ctx context.Context) (*catalog.Seal, error) {
-	if p.fetch && !p.wrote { // it may have no more than a part
+	if !p.Whole() {
 		return nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, packPatience)

@@ -18,6 +18,9 @@ import (
 type Options struct {
 	Local   *localtier.Tier // required
 	Sources Sources         // required
+	// Seal gives what the committed set says the blocks of its shard must be,
+	// checked against its root; nil, nil: it does not say. A nil Seal: none does.
+	Seal func(ctx context.Context, ref restore.ShardRef) (*catalog.Seal, error)
 	// Quota bounds the copies, in bytes, whole and arriving; default half of
 	// the tier's.
 	Quota int64

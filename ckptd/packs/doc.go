@@ -6,8 +6,8 @@
 // front. Where the bytes come from is the caller's to say, by Options.Sources.
 //
 //  1. No byte is given that did not pass its check: a block that comes is held
-//     against the seal where a source has one, else against what the source
-//     checked it with, and again when it is read from this node's disk. A copy
+//     against the seal where the set or a source has one, else against what the
+//     source checked it with, and again when it is read from this node's disk. A copy
 //     becomes visible only when all its blocks give the root asked for.
 //  2. One node fetches a shard once at a time, however many want it.
 //  3. A source that fails or gives bad bytes is left for the next one. When none

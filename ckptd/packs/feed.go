@@ -33,9 +33,10 @@ type feed struct {
 		done    func()
 		bad     map[string]error // by name: not asked any more this round
 		corrupt map[string]error // not asked any more at all
-		seal    *catalog.Seal    // nil: no source has one
-		sealed  map[string]bool  // sources that were asked for it
+		seal    *catalog.Seal    // nil: nobody has one
+		sealed  map[string]bool  // who was asked for it: sources by name, "" is the set
 		last    Kind             // of the source that gave something last
+		whole   bool             // whether that one has the whole shard
 	}
 }
 
@@ -107,8 +108,8 @@ func (f *feed) read(ctx context.Context, p []byte, off int64) error {
 	}
 }
 
-// from reads from one source and holds the bytes against the seal, if any
-// source had one.
+// from reads from one source and holds the bytes against the seal, if there
+// is one.
 func (f *feed) from(ctx context.Context, s Source, p []byte, off int64) error {
 	seal, err := f.seal(ctx, s)
 	if err != nil {
@@ -125,29 +126,41 @@ func (f *feed) from(ctx context.Context, s Source, p []byte, off int64) error {
 		}
 	}
 	f.mu.Lock()
-	f.mu.last = s.Kind()
+	f.mu.last, f.mu.whole = s.Kind(), s.Whole()
 	f.mu.Unlock()
 	f.c.stats.fetched[s.Kind()].Add(int64(len(p)))
 	return nil
 }
 
-// seal is the shard's, from this or an earlier source; nil while none has one.
+// seal is the shard's: what its set says, else that of this or an earlier
+// source; nil while nobody has one.
 func (f *feed) seal(ctx context.Context, s Source) (*catalog.Seal, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.mu.seal != nil || f.mu.sealed[s.Name()] {
-		return f.mu.seal, nil
+	if f.c.opt.Seal != nil {
+		if err := f.askSeal("", "its set", func() (*catalog.Seal, error) { return f.c.opt.Seal(ctx, f.ref) }); err != nil {
+			return nil, err
+		}
 	}
-	seal, err := s.Seal(ctx)
+	err := f.askSeal(s.Name(), s.Name(), func() (*catalog.Seal, error) { return s.Seal(ctx) })
+	return f.mu.seal, err
+}
+
+// askSeal asks somebody for the seal once, while none is known; the lock is held.
+func (f *feed) askSeal(key, who string, ask func() (*catalog.Seal, error)) error {
+	if f.mu.seal != nil || f.mu.sealed[key] {
+		return nil
+	}
+	seal, err := ask()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	f.mu.sealed[s.Name()] = true
+	f.mu.sealed[key] = true
 	if seal != nil && (seal.Root() != f.ref.Root || seal.Size != f.ref.Size) {
-		return nil, fmt.Errorf("%v: %w: the seal of %s is of another shard", f.ref, catalog.ErrCorrupt, s.Name())
+		return fmt.Errorf("%v: %w: the seal of %s is of another shard", f.ref, catalog.ErrCorrupt, who)
 	}
 	f.mu.seal = seal
-	return seal, nil
+	return nil
 }
 
 func (f *feed) isBad(s Source) bool {
@@ -185,7 +198,7 @@ func (f *feed) blameAll(err error) {
 func (f *feed) direct() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.firstHand || f.mu.last == Remote || f.mu.seal != nil
+	return f.firstHand || f.mu.whole
 }
 
 // exhausted is the error when no source is left: that of the worst class.

@@ -43,6 +43,7 @@ type storeSource struct {
 
 func (s storeSource) Name() string { return s.s.name }
 func (s storeSource) Kind() Kind   { return s.s.kind }
+func (s storeSource) Whole() bool  { return s.s.kind == Remote || s.s.sealed || s.s.whole }
 
 func (s storeSource) ReadBlocks(ctx context.Context, p []byte, off int64) error {
 	s.s.mu.Lock()
@@ -265,6 +266,29 @@ func TestBadSourceIsLeft(t *testing.T) {
 				t.Errorf("the good source gave %d bytes, want all", remote.bytes)
 			}
 		})
+	}
+}
+
+// Promise 1: where the set says what the blocks must be, a bad one is refused as
+// it comes, whatever the source says of it: also in what is read without being
+// kept, of which no root is ever compared.
+func TestPromise7BlocksAgainstTheSetsSums(t *testing.T) {
+	for _, quota := range []int64{0, 1} { // 1: no room for a copy
+		bad, remote := &store{name: "peer n2", kind: Peer, bad: true}, &store{name: "remote", kind: Remote}
+		asked := 0
+		var w *world
+		w = newWorld(t, Options{Quota: quota, Seal: func(_ context.Context, ref restore.ShardRef) (*catalog.Seal, error) {
+			asked++
+			return sealOf(w.blobs[ref.Set]), nil
+		}}, bad, remote)
+		h := w.open(w.pack(1, 9*mib+5))
+		w.same(h)
+		if bad.bytes > parallel*chunkSize || remote.bytes != 9*mib+5 {
+			t.Errorf("quota %d: the bad source gave %d bytes before it was left, the good one %d", quota, bad.bytes, remote.bytes)
+		}
+		if asked != 1 {
+			t.Errorf("quota %d: the set was asked %d times", quota, asked)
+		}
 	}
 }
 

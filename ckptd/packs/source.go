@@ -27,8 +27,10 @@ type Source interface {
 	// ReadBlocks fills p, whole blocks of the shard that begin at off, with
 	// bytes that passed the source's own check. Errors wrap a class.
 	ReadBlocks(ctx context.Context, p []byte, off int64) error
-	// Seal gives the shard's seal, checked against its root; nil where the
-	// source has none.
+	// Whole says whether the source has the whole shard and waits for nobody.
+	Whole() bool
+	// Seal gives the shard's seal; nil where the source has none. It is asked
+	// where the committed set does not say what the blocks must be.
 	Seal(ctx context.Context) (*catalog.Seal, error)
 }
 
