@@ -3,7 +3,9 @@ package datasets
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -56,6 +58,9 @@ func (f *filler) hold(ctx context.Context, set catalog.SetID) error {
 		_, b, err := f.im.store.OpenPack(ctx, set)
 		return b, err
 	})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, catalog.ErrIncomplete) {
+		err = fmt.Errorf("%w: it was collected as soon as it was there; give packs without a version more time (--pack-patience of ckptd serve) and import again", catalog.ErrConflict)
+	}
 	if err != nil {
 		return fmt.Errorf("hold the first pack: %w", err)
 	}

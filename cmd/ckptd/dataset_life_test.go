@@ -73,7 +73,7 @@ func sizeOf(t *testing.T, dir, run string) (n int64) {
 // that is killed; the newer one stays whole.
 func TestStoryDatasetLife(t *testing.T) {
 	dir, files := imageTree(t, rand.New(rand.NewPCG(7, 8)))
-	d := newDaemon(t, "n1", "--pack-patience", "1ms", "--grace", "1ms")
+	d := newDaemon(t, "n1", "--pack-patience", "2s", "--grace", "1ms")
 	c := d.start().dial()
 	change(t, dir, files, 1)
 	if _, err := importTree(t.Context(), d.socket, dir, "pets"); err != nil {
