@@ -1,7 +1,8 @@
 // Package fuse mounts a Tree: what a daemon wants to show as files.
 //
 //  1. Nothing is kept for nodes that were looked up: memory is bounded by the
-//     files that are open and by the requests under way, both limited.
+//     files that are open, the requests under way and the threads whose habits
+//     are remembered, all limited.
 //  2. A complete file is read by the kernel itself from its backing file
 //     (passthrough), where the kernel and the rights of the process allow it;
 //     otherwise through this process, and Info says why.
