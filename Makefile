@@ -88,7 +88,7 @@ test-rdma: gomods libfabric ## the same over RDMA: soft-RoCE in a virtual machin
 	$(PYTHON) test/rdma/shards.py $(RDMA)/programs 2 6
 	test/rdma/run.sh $(RDMA)/programs $(RDMA)
 
-check: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) $(TOOLS)/staticcheck-$(STATICCHECK) .cache/py/.stamp-$(RUFF)-$(PYRIGHT) $(VENV)/.test ## linters of Go and Python, and the layer test
+check: $(TOOLS)/golangci-lint-$(GOLANGCI_LINT) $(TOOLS)/staticcheck-$(STATICCHECK) .cache/py/.stamp-$(RUFF)-$(PYRIGHT) $(VENV)/.frameworks ## linters of Go and Python, and the layer test
 	@unformatted=$$(gofmt -l $(GOFILES)); test -z "$$unformatted" || { echo "gofmt -w these: $$unformatted"; exit 1; }
 	$(GO) vet ./...
 	$(GO) test -count=1 -run TestLayers ./cmd
@@ -157,7 +157,7 @@ $(VENV)/.torch: $(PY)/requirements-torch.txt $(VENV)/.test
 	@touch $@
 
 $(VENV)/.frameworks: $(PY)/requirements-frameworks.txt $(VENV)/.torch
-	@echo "installing the frameworks that the tests run with: 40 MB"
+	@echo "installing the frameworks that the tests run with: 130 MB"
 	$(call step,installing $(PY)/requirements-frameworks.txt,PyPI or a mirror of it (pip config set global.index-url URL),\
 		$(VENVPY) -m pip install $(LOUD) --disable-pip-version-check -r $<)
 	@touch $@

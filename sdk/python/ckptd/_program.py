@@ -1,4 +1,4 @@
-"""Where the daemon's program is."""
+"""Where the programs are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ from pathlib import Path
 from ._errors import Unavailable
 
 NAME = "ckptd"
+
+
+def command() -> Path:
+    """`ckpt`, which lies beside the daemon's program."""
+    path = daemon_program().with_name("ckpt")
+    if os.access(path, os.X_OK):
+        return path
+    found = shutil.which("ckpt")
+    if found:
+        return Path(found).absolute()
+    raise Unavailable(f"the program ckpt is not beside {path.with_name(NAME)} and not in PATH", "`make build` makes it")
 
 
 def daemon_program() -> Path:

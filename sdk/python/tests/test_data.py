@@ -270,9 +270,14 @@ def test_data_sets_and_versions_are_listed(served: Daemon) -> None:
     newest = {d.name: d for d in ckptd.data.datasets(client=client)}["py-flowers"]
     assert (newest.ref, newest.version, newest.state) == ("py-flowers@1", 1, "committed")
     assert (newest.samples, newest.files) == (N, 2 * N)
-    assert newest.level in ckptd.LEVELS[2:] and len(newest.digest) == 64 and newest.packs == 1 and not newest.missing
+    assert newest.level in ckptd.LEVELS[2:]
+    assert len(newest.digest) == 64
+    assert newest.packs == 1
+    assert not newest.missing
     assert newest.bytes == sum(len(content(i, e)) for i in range(N) for e in ("cls", "jpg")) < newest.stored
-    assert newest.committed is not None and newest.begun is not None and newest.begun <= newest.committed
+    assert newest.committed is not None
+    assert newest.begun is not None
+    assert newest.begun <= newest.committed
     assert [v.ref for v in ckptd.data.versions("py-flowers", client=client)] == ["py-flowers@1"]
     with pytest.raises(ckptd.NotFound):
         ckptd.data.versions("py-none", client=client)

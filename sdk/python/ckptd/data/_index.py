@@ -125,17 +125,49 @@ class Index:
         """The entry at a path, or None."""
         at = 0
         for name in path.split(b"/") if path else []:
-            if self.kind(at) != FOLDER:
+            child = self.child(at, name) if self.kind(at) == FOLDER else None
+            if child is None:
                 return None
-            (first,) = struct.unpack_from("<I", self._parts[1], at * _ENTRY + 20)
-            (count,) = struct.unpack_from("<I", self._parts[1], at * _ENTRY + 32)
-            if first + count > self.entries or (count and first <= at):
-                raise Corrupt(f"index: the children of folder {at} are {first} to {first + count}")
-            i = bisect.bisect_left(range(first, first + count), name, key=self.name) + first
-            if i == first + count or self.name(i) != name:
-                return None
-            at = i
+            at = child
         return at
+
+    def child(self, folder: int, name: bytes) -> int | None:
+        """The entry of this name in a folder, or None."""
+        inside = self.children(folder)
+        i = inside.start + bisect.bisect_left(inside, name, key=self.name)
+        return None if i == inside.stop or self.name(i) != name else i
+
+    def children(self, i: int) -> range:
+        """The entries in a folder, sorted by name."""
+        if self.kind(i) != FOLDER:
+            raise Corrupt(f"index: entry {i} is no folder")
+        (first,) = struct.unpack_from("<I", self._parts[1], i * _ENTRY + 20)
+        (count,) = struct.unpack_from("<I", self._parts[1], i * _ENTRY + 32)
+        if first + count > self.entries or (count and first <= i):
+            raise Corrupt(f"index: the children of folder {i} are {first} to {first + count}")
+        return range(first, first + count)
+
+    def target(self, i: int) -> bytes:
+        """Where a link leads."""
+        if self.kind(i) != LINK:
+            raise Corrupt(f"index: entry {i} is no link")
+        (word,) = struct.unpack_from("<Q", self._parts[1], i * _ENTRY)
+        (n,) = struct.unpack_from("<Q", self._parts[1], i * _ENTRY + 24)
+        at = (word & ((1 << 48) - 1)) + (word >> 48 & 0xFF)
+        if not 0 < n <= 4095 or at + n > len(self._parts[2]):
+            raise Corrupt(f"index: the target of link {i} has {n} bytes")
+        return bytes(self._parts[2][at : at + n])
+
+    def mtime(self, i: int) -> float:
+        """When an entry was changed last, in seconds since 1970."""
+        self.kind(i)
+        (word,) = struct.unpack_from("<Q", self._parts[1], i * _ENTRY + 8)
+        return (word >> 30) - (1 << 31) + (word & ((1 << 30) - 1)) / 1e9
+
+    def hash(self, i: int) -> bytes:
+        """BLAKE3 of a file's bytes."""
+        self.kind(i)
+        return bytes(self._parts[3][i * 32 : i * 32 + 32])
 
     def file(self, i: int) -> Field:
         """The bytes of a file."""
