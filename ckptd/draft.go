@@ -108,7 +108,7 @@ func (n *Node) allDrafts() []*draft {
 		if d == nil {
 			var err error
 			if d, err = n.openDraft(a); err != nil {
-				continue // fsck's matter: nothing of ours
+				continue // nothing of ours: left alone
 			}
 			of[a] = d
 		}

@@ -58,25 +58,24 @@ type participant interface {
 // commitDrafts makes the drafts of a step one set and returns when it is
 // committed. Until the set is begun an error leaves the drafts as they were.
 func (n *Node) commitDrafts(ctx context.Context, o commitOrder, tell func(wire.Progress)) (catalog.SetRecord, error) {
-	rec, err := n.commitAll(ctx, o, tell)
-	if err != nil {
-		return rec, fmt.Errorf("commit %s: %w", draftName(o.Run, o.Step), err)
+	rec, decided, err := n.commitAll(ctx, o, tell)
+	if err != nil && !decided && wire.ErrorOf(err).Hint == "" {
+		err = wire.WithHint(err, "the draft is as it was; `ckpt status` on each node tells of its own")
 	}
-	return rec, nil
+	return rec, err
 }
 
-func (n *Node) commitAll(ctx context.Context, o commitOrder, tell func(wire.Progress)) (rec catalog.SetRecord, err error) {
+func (n *Node) commitAll(ctx context.Context, o commitOrder, tell func(wire.Progress)) (rec catalog.SetRecord, decided bool, err error) {
 	parts, who, err := n.gatherDrafts(ctx, o)
 	if err != nil {
-		return rec, err
+		return rec, decided, err
 	}
 	world, ranks, err := planDraft(o, parts)
 	if err != nil {
-		return rec, err
+		return rec, decided, err
 	}
 	order := n.cfg.Name + " " + rand.Text()
 	defer n.drafts.lead(order)()
-	decided := false
 	defer func() {
 		if decided {
 			return
@@ -90,34 +89,34 @@ func (n *Node) commitAll(ctx context.Context, o commitOrder, tell func(wire.Prog
 		}
 	}()
 	if err := freezeAll(ctx, who, order, tell); err != nil {
-		return rec, err
+		return rec, decided, err
 	}
 	// The files may have changed before they were frozen.
 	again, _, err := n.gatherDrafts(ctx, o)
 	if err != nil {
-		return rec, err
+		return rec, decided, err
 	}
 	if !slices.EqualFunc(parts, again, func(a, b draftPart) bool { return a.Node == b.Node && slices.Equal(a.Files, b.Files) }) {
-		return rec, fmt.Errorf("%w: its files changed while it was committed", catalog.ErrConflict)
+		return rec, false, fmt.Errorf("%w: its files changed while it was committed", catalog.ErrConflict)
 	}
 	run, err := n.cat.Attach(ctx, o.Run, cmp.Or(o.Launch, "draft by "+order), time.Now())
 	if err != nil {
-		return rec, err
+		return rec, decided, err
 	}
 	set := draftSet{ID: catalog.SetID{Run: o.Run, Step: o.Step, Attempt: run.Attempt}, World: world, Sealed: time.Now(), Metrics: o.Metrics, Order: order, Prepared: time.Now()}
 	for _, p := range who {
 		set.Ranks = ranks[p.name()]
 		if err := p.promise(ctx, order, set); err != nil {
-			return rec, err
+			return rec, decided, err
 		}
 	}
 	if time.Since(set.Prepared) > decideTime {
-		return rec, fmt.Errorf("%w: the nodes took too long to answer", catalog.ErrUnavailable)
+		return rec, false, fmt.Errorf("%w: the nodes took too long to answer", catalog.ErrUnavailable)
 	}
 	if rec, err = n.cat.Begin(ctx, set.ID, world, o.Metrics, time.Now()); err != nil {
 		// Perhaps it was begun, and only the answer is missing: then the promises hold.
 		decided = errors.Is(err, catalog.ErrUnavailable) || ctx.Err() != nil
-		return rec, err
+		return rec, decided, err
 	}
 	decided = true
 	n.event(ctx, set.ID, "draft", "%d files on %s are made its shards", world, nodesOf(parts))
@@ -126,7 +125,8 @@ func (n *Node) commitAll(ctx context.Context, o commitOrder, tell func(wire.Prog
 			n.log.Warn("draft will be made a set by its own node", "node", p.name(), "err", err)
 		}
 	}
-	return n.await(ctx, set.ID.Ref(), catalog.Local)
+	rec, err = n.await(ctx, set.ID.Ref(), catalog.Local)
+	return rec, true, err
 }
 
 // gatherDrafts finds the drafts of a step on this node and on those it reaches.
@@ -205,6 +205,24 @@ func (d nearDraft) freeze(ctx context.Context, order string) (frozen, error) {
 			return frozen{}, err
 		}
 	}
+	// The kernel tells of a close(2) a little after it has returned.
+	for end := time.Now().Add(closeWait); ; {
+		f, err := d.tryFreeze(order)
+		if !errors.Is(err, catalog.ErrConflict) || time.Now().After(end) {
+			return f, err
+		}
+		select {
+		case <-ctx.Done():
+			return f, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// closeWait is how long a commit waits for files to be closed.
+const closeWait = time.Second
+
+func (d nearDraft) tryFreeze(order string) (frozen, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch {

@@ -11,7 +11,7 @@ import (
 	"github.com/ckptd/ckptd/sdk/wire"
 )
 
-const draftDuty = 5 * time.Second
+const draftDuty = 2 * time.Second
 
 // draftsOnce goes on with what is to become a set, thaws what nobody commits
 // any more, and removes what nobody has touched for long.

@@ -308,14 +308,14 @@ func TestWriteArea(t *testing.T) {
 		for m.Info().Open > 0 { // the kernel tells of the close a little later
 			runtime.Gosched()
 		}
-		if err := os.Truncate(filepath.Join(d, "rank0.pt"), 5); !errors.Is(err, syscall.EPERM) {
-			t.Errorf("truncate while it is not open: %v, want EPERM", err)
+		if err := os.Truncate(filepath.Join(d, "rank0.pt"), 1<<20); err != nil {
+			t.Errorf("truncate while it is not open: %v", err)
 		}
 		if err := os.Rename(d, filepath.Join(m.Dir(), "7")); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(filepath.Join(m.Dir(), "7/rank0.pt"))
-		if err != nil || len(got) != 2<<20 || !bytes.Equal(got[:1<<20], want[:1<<20]) {
+		if err != nil || !bytes.Equal(got, want[:1<<20]) {
 			t.Errorf("read back %d bytes, %v", len(got), err)
 		}
 		if err := os.Remove(filepath.Join(m.Dir(), "7")); !errors.Is(err, syscall.ENOTEMPTY) {

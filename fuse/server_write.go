@@ -1,6 +1,8 @@
 package fuse
 
 import (
+	"context"
+	"errors"
 	"syscall"
 	"time"
 
@@ -86,17 +88,14 @@ func (s *server) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.A
 	}
 	ctx, id := ctxOf(cancel), ID(in.NodeId)
 	if size, ok := in.GetSize(); ok {
-		// open(2) with O_TRUNC does not say which file it is, truncate(2) has none.
+		// open(2) with O_TRUNC does not say which file it is.
 		w := s.open.writer(id)
 		if fh, ok := in.GetFh(); ok {
 			if h := s.open.get(fh); h != nil {
 				w = h.write
 			}
 		}
-		if w == nil {
-			return fuse.EPERM
-		}
-		if err := w.Truncate(ctx, int64(size)); err != nil {
+		if err := s.truncate(ctx, id, w, int64(size)); err != nil {
 			return status(err)
 		}
 	}
@@ -114,6 +113,23 @@ func (s *server) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.A
 	out.SetTimeout(timeout(a.Fixed))
 	fillAttr(&out.Attr, id, a)
 	return fuse.OK
+}
+
+// truncate sets a file's size; w is nil for truncate(2), which opens nothing.
+func (s *server) truncate(ctx context.Context, id ID, w WriteFile, size int64) error {
+	if w != nil {
+		return w.Truncate(ctx, size)
+	}
+	f, err := s.write.Open(ctx, id, syscall.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	if w, ok := f.(WriteFile); ok {
+		err = w.Truncate(ctx, size)
+	} else {
+		err = syscall.EACCES
+	}
+	return errors.Join(err, f.Close())
 }
 
 // changeOf leaves out what is not kept: the time of the last reading.

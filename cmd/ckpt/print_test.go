@@ -149,6 +149,11 @@ func statusOf(ago func(time.Duration) time.Time) *wire.Status {
 	s.Local.Disks = []wire.Disk{{Dir: "/d0", Used: 5 << 30, Free: 7 << 30}, {Dir: "/d1", Err: "read-only"}}
 	s.Remote.Layout = "4+2"
 	s.Remote.Targets = []wire.Target{{Name: "t0", Free: 1 << 40, Total: 1 << 41}, {Name: "t1", Domain: "rack2", Err: "gone"}, {Name: "t2", Pool: "fast", Free: 1, Total: 1 << 40, State: catalog.TargetDraining, Trouble: "draining: its columns move away"}}
+	s.Drafts = []wire.Draft{
+		{Name: "llama/7b@1300", Files: 16, Bytes: 3 << 30, Writers: 2, Changed: ago(0)},
+		{Name: "llama/7b@1200", Files: 16, Bytes: 4 << 30, Changed: ago(time.Minute), Committing: true},
+		{Name: "old@1", Files: 1, Bytes: 9, Changed: ago(50 * time.Hour), Until: ago(-22 * time.Hour)},
+	}
 	s.Backlog.Drain, s.Backlog.DrainBytes = 3, 3<<30
 	return s
 }

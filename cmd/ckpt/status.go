@@ -96,7 +96,7 @@ func draftLine(a *app, d wire.Draft) string {
 	case d.Writers > 0:
 		return fmt.Sprintf("%s, %d open for writing", line, d.Writers)
 	}
-	return fmt.Sprintf("%s, untouched for %s; removed %s", line, a.since(d.Changed), d.Until.Format("2006-01-02 15:04"))
+	return fmt.Sprintf("%s, untouched for %s; to be removed %s", line, a.since(d.Changed), d.Until.Format("2006-01-02 15:04"))
 }
 
 func targetLine(t wire.Target) string {

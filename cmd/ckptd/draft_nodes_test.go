@@ -90,6 +90,25 @@ func TestStoryDraftOfNodes(t *testing.T) {
 		}
 	}
 
+	// Without the catalog nothing is decided, and the drafts are as they were.
+	all = spread(t, runs, 3)
+	k.natsDown()
+	if _, err := k.c[1].CommitDraft(t.Context(), wire.CommitRequest{Ref: "wide@3", World: 6, Nodes: 3}, nil); err == nil {
+		t.Error("committed without the catalog")
+	}
+	if err := os.Rename(filepath.Join(runs[0], ".write", "3"), filepath.Join(runs[0], "3")); err == nil {
+		t.Error("one node's part was committed without the catalog")
+	}
+	mustSh(t, `for i; do test "$(cat "$i/.write/3/"* | wc -c)" -gt 1400000; done`, runs...)
+	k.natsUp()
+	eventually(t, "committed when the catalog is back", func() error {
+		_, err := k.c[1].CommitDraft(t.Context(), wire.CommitRequest{Ref: "wide@3", World: 6, Nodes: 3}, nil)
+		return err
+	})
+	if err := sameFiles(t.Context(), all, filepath.Join(runs[2], "3")); err != nil {
+		t.Error(err)
+	}
+
 	// Two files of one name are no set.
 	spread(t, runs, 2)
 	if err := os.WriteFile(filepath.Join(runs[2], ".write", "2", "__0_0.distcp"), []byte("x"), 0o644); err != nil {

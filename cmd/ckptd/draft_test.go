@@ -89,6 +89,21 @@ for name in os.listdir(src):
 d = os.open(dst, os.O_RDONLY)
 os.fsync(d)
 END`,
+	"mmap": `python3 - "$1" "$2" <<'END'
+import mmap, os, sys
+src, dst = sys.argv[1:]
+for name in os.listdir(src):
+    b, to = open(os.path.join(src, name), 'rb').read(), os.path.join(dst, name)
+    with open(to, 'wb') as g:
+        g.write(b'too much' * 1000)
+    os.truncate(to, 0)
+    with open(to, 'r+b') as g:
+        g.truncate(len(b))
+        m = mmap.mmap(g.fileno(), len(b))
+        m[:] = b
+        m.flush()
+        m.close()
+END`,
 }
 
 // TestStoryDraft: programs without an SDK write folders into a mount; a rename
