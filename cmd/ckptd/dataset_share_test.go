@@ -1,0 +1,146 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/ckptd/ckptd/sdk/ckpt"
+	"github.com/ckptd/ckptd/sdk/wire"
+)
+
+// addNode starts one more daemon beside those of pets.
+func (p *pets) addNode(name string, flags ...string) {
+	p.t.Helper()
+	listen := freePort(p.t, "127.0.0.1:0")
+	d := newDaemon(p.t, name, append([]string{"--listen", listen, "--nats", p.store.url(), "--remote", "catalog"}, flags...)...).start()
+	p.nodes, p.listen, p.c = append(p.nodes, d), append(p.listen, listen), append(p.c, d.dial())
+	p.until("the targets are up", allUp(3))
+	eventually(p.t, "nodes know each other", func() error {
+		for i, c := range p.c {
+			if ns, err := c.Nodes(p.t.Context()); err != nil || len(ns) < len(p.c) {
+				return fmt.Errorf("node %d knows %d nodes: %v", i, len(ns), err)
+			}
+		}
+		return nil
+	})
+}
+
+// TestStoryDatasetWarmTogether: the node that imported is gone, and all others
+// lack every pack and want them at the same moment: together they read the
+// remote tier once, and pass on what they have while it is still arriving.
+func TestStoryDatasetWarmTogether(t *testing.T) {
+	p := startPets(t, 6)
+	p.nodes[0].kill()
+	var shared bool // one had bytes of the other before that one had all
+	over := make(chan error, 1)
+	go func() {
+		res, err := p.c[1].WarmDataset(t.Context(), "pets@1", []string{"n2", "n3"}, func(wire.Progress) {})
+		if err == nil {
+			err = warmedAll(res, 2, p.size)
+		}
+		over <- err
+	}()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	var err error
+	for going := true; going; {
+		select {
+		case err = <-over:
+			going = false
+		case <-tick.C:
+			for i := range 2 {
+				if p.counted(1+i, "peer_bytes") > 0 && p.counted(2-i, "peer_bytes")+p.counted(2-i, "remote_bytes") < p.size {
+					shared = true
+				}
+			}
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	remote, peer := [2]int64{}, [2]int64{}
+	for i := range 2 {
+		remote[i], peer[i] = p.counted(1+i, "remote_bytes"), p.counted(1+i, "peer_bytes")
+		if remote[i] == 0 || peer[i] == 0 {
+			t.Errorf("n%d took %d bytes from the remote tier and %d from the other; want both to fetch for each other", i+2, remote[i], peer[i])
+		}
+	}
+	t.Logf("remote tier %v, nodes %v, the version has %d", remote, peer, p.size)
+	if sum := remote[0] + remote[1]; float64(sum) > 1.05*float64(p.size) {
+		t.Errorf("both nodes: %d bytes from the remote tier, the version has %d", sum, p.size)
+	}
+	if !shared {
+		t.Error("no node passed anything on before it had all")
+	}
+}
+
+// warmedAll says whether nodes have a whole version.
+func warmedAll(res *wire.WarmResult, nodes int, size int64) error {
+	var errs []error
+	if len(res.Nodes) != nodes {
+		errs = append(errs, fmt.Errorf("%d nodes, want %d", len(res.Nodes), nodes))
+	}
+	for _, n := range res.Nodes {
+		if n.Err != "" || n.Verified != size || n.Total != size {
+			errs = append(errs, fmt.Errorf("%+v, want %d bytes", n, size))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// TestStoryDatasetFetcherKilled: three nodes want all packs, the importer is
+// gone, and one of the three is killed when it has fetched some for the others.
+// They finish; what the remote tier gives to the two is still about one version:
+// only what was under way at the dead one may have to be read again, which is
+// lost with it anyway.
+func TestStoryDatasetFetcherKilled(t *testing.T) {
+	p := startPets(t, 6)
+	p.addNode("n4")
+	p.nodes[0].kill()
+	over := make([]chan error, 3)
+	for i := range over {
+		over[i] = make(chan error, 1)
+		go func(c *ckpt.Client) {
+			res, err := c.WarmDataset(t.Context(), "pets@1", nil, func(wire.Progress) {})
+			if err == nil {
+				err = warmedAll(res, 1, p.size)
+			}
+			over[i] <- err
+		}(p.c[1+i])
+	}
+	var dead int64
+	eventually(t, "n2 fetches", func() error {
+		if dead = p.counted(1, "remote_bytes"); dead < 4<<20 {
+			return fmt.Errorf("it has %d bytes", dead)
+		}
+		return nil
+	})
+	p.nodes[1].kill()
+	if err := <-over[0]; err == nil {
+		t.Log("n2 had all before it was killed")
+	}
+	for i, ch := range over[1:] {
+		select {
+		case err := <-ch:
+			if err != nil {
+				t.Errorf("n%d: %v", i+3, err)
+			}
+		case <-time.After(2 * patience):
+			t.Fatalf("n%d does not finish", i+3)
+		}
+	}
+	var remote, peer []int64
+	for _, i := range []int{2, 3} {
+		remote, peer = append(remote, p.counted(i, "remote_bytes")), append(peer, p.counted(i, "peer_bytes"))
+	}
+	t.Logf("n2 took %d bytes from the remote tier before it was killed; then %v, of nodes %v; the version has %d", dead, remote, peer, p.size)
+	if sum := remote[0] + remote[1]; float64(sum) > 1.05*float64(p.size) {
+		t.Errorf("the two that live: %d bytes from the remote tier, the version has %d", sum, p.size)
+	}
+	if slices.Max(peer) == 0 {
+		t.Error("they passed nothing on")
+	}
+}
