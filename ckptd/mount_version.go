@@ -41,5 +41,7 @@ func (m mountedVersion) OpenPack(ctx context.Context, i int) (fuse.File, error) 
 // mountedPack is a pack that is open in a mount.
 type mountedPack struct{ *packs.Handle }
 
+var _ tree.Parker = mountedPack{}
+
 // Direct says that the pack is on its way to have a file of its own.
 func (mountedPack) Direct() bool { return true }

@@ -298,6 +298,13 @@ func (a *arrival) whole() bool {
 	return a.mu.done
 }
 
+// failed says whether it ended without being whole.
+func (a *arrival) failed() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.mu.err != nil
+}
+
 func (a *arrival) bytes() int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -12,10 +12,11 @@
 //  2. One node fetches a shard once at a time, however many want it.
 //  3. A source that fails or gives bad bytes is left for the next one. When none
 //     is left, all are asked again, as often as the retry budget says, after
-//     pauses that grow and jitter.
+//     pauses that grow and jitter. A handle that was given up on may be read
+//     again: the shard then arrives anew.
 //  4. The copies stay within the quota. What is open or arriving is not
-//     evicted. A copy that finds no room is read all the same, without being
-//     kept.
+//     evicted, unless who has it open parked it. A copy that finds no room is
+//     read all the same, without being kept, until there is some.
 //  5. What is evicted is what is needed last, as far as readers' orders are
 //     known, else what was used longest ago.
 //  6. A crash leaves no half copy; whole ones are found again. One that turns

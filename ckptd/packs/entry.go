@@ -21,6 +21,7 @@ type entry struct {
 	users int // under Cache.mu
 	// checking: a goroutine checks all of it; under Cache.mu.
 	checking bool
+	parked   map[*Handle]bool // users that read nothing for now; under Cache.mu
 
 	ready chan struct{} // closed when what follows is set
 	err   error

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/ckptd/ckptd/catalog"
 )
@@ -33,12 +35,13 @@ func (c *Cache) evict(ctx context.Context, need, before int64) (freed int64, err
 			next = NotKnown
 		}
 		ids[k.name] = id
-		cands = append(cands, Candidate{Name: k.name, Size: k.size, Used: k.used, Next: next, Held: c.mu.open[id] != nil, Lent: k.lent > 0})
+		cands = append(cands, Candidate{Name: k.name, Size: k.size, Used: k.used, Next: next, Held: c.isHeld(id), Lent: k.lent > 0})
 	}
 	policy := c.mu.policy
 	c.mu.Unlock()
 	names, _ := PlanEvict(cands, need, before, policy)
 	for _, name := range names {
+		c.letGo(ids[name])
 		n, err := c.drop(ctx, ids[name], false)
 		if err != nil {
 			return freed, err
@@ -49,6 +52,26 @@ func (c *Cache) evict(ctx context.Context, need, before int64) (freed int64, err
 		}
 	}
 	return freed, nil
+}
+
+// isHeld says whether somebody has a shard open who may read it at any moment;
+// the lock is held.
+func (c *Cache) isHeld(id catalog.SetID) bool {
+	e := c.mu.open[id]
+	return e != nil && e.users > len(e.parked)
+}
+
+// letGo has parked handles let go of a shard.
+func (c *Cache) letGo(id catalog.SetID) {
+	c.mu.Lock()
+	var parked []*Handle
+	if e := c.mu.open[id]; e != nil {
+		parked = slices.Collect(maps.Keys(e.parked))
+	}
+	c.mu.Unlock()
+	for _, h := range parked {
+		h.letGo()
+	}
 }
 
 // drop removes one copy, unless somebody has opened it meanwhile.

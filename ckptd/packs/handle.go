@@ -19,10 +19,12 @@ type Handle struct {
 	ref restore.ShardRef
 	why purpose
 
-	mu   sync.Mutex
-	e    *entry
-	file *os.File // the whole, checked; nil until asked for
-	lent bool
+	mu     sync.Mutex
+	e      *entry   // nil: closed, or let go of while it was parked
+	file   *os.File // the whole, checked; nil until asked for
+	lent   bool
+	parked bool // nobody reads it for now; see Park
+	closed bool
 }
 
 // Size is the shard's, in bytes.
@@ -205,7 +207,11 @@ func (h *Handle) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		p, eof = p[:rest], io.EOF
 	}
 	for try := 0; ; try++ {
-		e := h.entry()
+		e, err := h.wake(ctx)
+		if err != nil {
+			return 0, err
+		}
+		ended := e.arrival != nil && e.arrival.failed()
 		n, err := h.read(ctx, e, p, off)
 		if err == nil {
 			return n, eof
@@ -214,8 +220,9 @@ func (h *Handle) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 			return 0, ctx.Err()
 		}
 		// What is kept here is bad, or could not be kept: read it otherwise.
+		// What had stopped arriving before this read, may arrive now.
 		bad := e.stream == nil && errors.Is(err, catalog.ErrCorrupt) && e.whole()
-		if try == 2 || !bad && !errors.Is(err, errNoKeep) {
+		if try == 2 || !bad && !ended && !errors.Is(err, errNoKeep) {
 			return 0, fmt.Errorf("read %v: %w", h.ref, err)
 		}
 		if rerr := h.reopen(ctx, e, err); rerr != nil {
@@ -255,7 +262,7 @@ func (h *Handle) read(ctx context.Context, e *entry, p []byte, off int64) (int, 
 
 // reopen leaves an entry that cannot be read from. A bad copy is put aside.
 func (h *Handle) reopen(ctx context.Context, e *entry, cause error) error {
-	if errors.Is(cause, catalog.ErrCorrupt) {
+	if errors.Is(cause, catalog.ErrCorrupt) && e.whole() {
 		switch {
 		case !e.own:
 			if err := h.c.quarantine(ctx, e, cause); err != nil {
@@ -276,7 +283,7 @@ func (h *Handle) reopen(ctx context.Context, e *entry, cause error) error {
 		return err
 	}
 	h.mu.Lock()
-	if h.e != e { // another read was faster
+	if h.e != e || h.closed { // another read was faster
 		h.mu.Unlock()
 		h.c.leave(next.e)
 		return nil
@@ -302,18 +309,8 @@ func (c *Cache) streamed(ref restore.ShardRef, firstHand bool) *entry {
 func (h *Handle) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.e == nil {
-		return nil
-	}
-	if h.lent {
-		h.c.lend(h.ref.Set, -1)
-	}
-	if h.file != nil {
-		_ = h.file.Close() // only read from
-		h.file = nil
-	}
-	h.c.leave(h.e)
-	h.e = nil
+	h.closed = true
+	h.drop()
 	return nil
 }
 

@@ -143,7 +143,11 @@ func (w *world) pack(n int64, size int) restore.ShardRef {
 	id := catalog.SetID{Run: "_packs/d", Step: n, Attempt: 1}
 	b := make([]byte, size)
 	r := rand.NewChaCha8([32]byte{byte(n)})
-	_, _ = r.Read(b) // never fails
+	_, _ = r.Read(b)           // never fails
+	for _, s := range w.from { // some may be reading the map
+		s.mu.Lock()
+		defer s.mu.Unlock()
+	}
 	w.blobs[id] = b
 	return restore.ShardRef{Set: id, Size: int64(size), Root: sealOf(b).Root()}
 }

@@ -3,6 +3,7 @@ package packs
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/ckptd/ckptd/restore"
 )
@@ -10,14 +11,15 @@ import (
 // stream reads a shard for which there is no room, without keeping more of it
 // than the chunk read last.
 type stream struct {
-	feed *feed
-	mu   sync.Mutex // one chunk at a time
-	off  int64
-	buf  []byte // the chunk at off
+	feed  *feed
+	since time.Time  // when there was no room
+	mu    sync.Mutex // one chunk at a time
+	off   int64
+	buf   []byte // the chunk at off
 }
 
 func newStream(c *Cache, ref restore.ShardRef, firstHand bool) *stream {
-	return &stream{feed: newFeed(c, ref, firstHand)}
+	return &stream{feed: newFeed(c, ref, firstHand), since: time.Now()}
 }
 
 func (s *stream) close() { s.feed.close() }

@@ -46,6 +46,10 @@ type Version interface {
 	Close() error
 }
 
+// Parker is a pack that wants to know when nobody reads it for a while, though
+// it stays open. After Park it is read, parked again or closed.
+type Parker interface{ Park() }
+
 // Options of a Tree; the zero value works.
 type Options struct {
 	UID, GID uint32    // who owns the files

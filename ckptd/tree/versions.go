@@ -208,6 +208,9 @@ func (v *version) leave(pf *packFile) {
 	v.packs.Lock()
 	defer v.packs.Unlock()
 	pf.uses--
+	if f, ok := pf.f.(Parker); ok && pf.uses == 0 {
+		f.Park()
+	}
 	for e := v.packs.recent.Back(); e != nil && v.packs.recent.Len() > maxPacks; {
 		old := e.Value.(*packFile)
 		e = e.Prev()
