@@ -17,8 +17,9 @@ func newDatasetWarmCmd(a *app) *cobra.Command {
 		Long: `Brings every pack of a version to this node's disks, or to those of --nodes. Each pack comes
 from the remote tier once; nodes pass it on to each other. What is counted are verified bytes.
 Ctrl-C stops it; what has come stays.`,
+		ValidArgsFunction: a.completeDataset(true),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(c *ckpt.Client) error {
+			return a.withDataset(cmd.Context(), func(c *ckpt.Client) error {
 				p := a.progress("warm", 0, "bytes")
 				res, err := c.WarmDataset(cmd.Context(), args[0], nodes, p.set)
 				p.end()
@@ -55,8 +56,9 @@ func printWarm(w io.Writer, r *wire.WarmResult) {
 func newDatasetLocateCmd(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "locate NAME@V", Short: "Which nodes have how much of a version, as scores from 0 to 1", Args: args(1, 1),
+		ValidArgsFunction: a.completeDataset(true),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(c *ckpt.Client) error {
+			return a.withDataset(cmd.Context(), func(c *ckpt.Client) error {
 				res, err := c.LocateDataset(cmd.Context(), args[0])
 				if err != nil {
 					return err

@@ -152,6 +152,7 @@ func awaitCollected(t *testing.T, d *daemon, c *ckpt.Client, name string) map[st
 // packs and its version. Its packs are taken up by the next import; when none
 // comes they go, after the patience and not before, with their bytes.
 func TestPromise6PacksOfAKilledImport(t *testing.T) {
+	t.Parallel()
 	dir, files := imageTree(t, rand.New(rand.NewPCG(1, 2)))
 	const wait = 3 * time.Second
 	d := newDaemon(t, "n1", "--pack-patience", wait.String(), "--grace", "1ms")
@@ -231,6 +232,7 @@ func (s holdsNothing) PutVersion(ctx context.Context, b datasets.Put) (catalog.S
 // commits its version, because nothing held them. It is told so, there is no
 // version, and the next import is none the worse for it.
 func TestPromise6VersionOfCollectedPacks(t *testing.T) {
+	t.Parallel()
 	dir, files := imageTree(t, rand.New(rand.NewPCG(5, 6)))
 	d := newDaemon(t, "n1", "--pack-patience", "1s", "--grace", "1ms")
 	c := d.start().dial()
@@ -287,6 +289,7 @@ func TestPromise6VersionOfCollectedPacks(t *testing.T) {
 // patience. An import may be told that packs went; a version that is visible has
 // all of its packs, and its bytes.
 func TestPromise6ImportsBesideTheCollector(t *testing.T) {
+	t.Parallel()
 	hardlyAny := []string{"--pack-patience", "700ms", "--grace", "1ms"}
 	t.Run("OnOneNode", func(t *testing.T) {
 		d := newDaemon(t, "n1", hardlyAny...)

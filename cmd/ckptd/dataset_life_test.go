@@ -72,6 +72,7 @@ func sizeOf(t *testing.T, dir, run string) (n int64) {
 // removed: what only it names goes, here and on the targets, also over a daemon
 // that is killed; the newer one stays whole.
 func TestStoryDatasetLife(t *testing.T) {
+	t.Parallel()
 	dir, files := imageTree(t, rand.New(rand.NewPCG(7, 8)))
 	d := newDaemon(t, "n1", "--pack-patience", "2s", "--grace", "1ms")
 	c := d.start().dial()
@@ -158,6 +159,7 @@ func TestStoryDatasetLife(t *testing.T) {
 // version names, so nothing of the dataset goes, and it says so. When the node is
 // back, what is nobody's goes.
 func TestPromise6UnreadableIndex(t *testing.T) {
+	t.Parallel()
 	dir, files := imageTree(t, rand.New(rand.NewPCG(9, 10)))
 	f := &fleet{t: t, store: &store{t: t, dir: t.TempDir(), addr: freePort(t, "127.0.0.1:0")}}
 	f.store.up()
@@ -238,6 +240,7 @@ func TestPromise6UnreadableIndex(t *testing.T) {
 // version is whole again. The packs of a version that did not come back may be
 // named by it tomorrow: they stay for the patience, though they are old.
 func TestStoryDatasetRebuild(t *testing.T) {
+	t.Parallel()
 	dir, files := imageTree(t, rand.New(rand.NewPCG(11, 12)))
 	const wait = 3 * time.Second
 	d := newDaemon(t, "n1", "--pack-patience", wait.String(), "--grace", "1ms")
