@@ -87,12 +87,11 @@ var errWrongBytes = errors.New("wrong bytes")
 // is imported. No version is visible before it is whole, what is visible has
 // the right bytes, and the import that is let through ends with all of them.
 func TestKill9DuringImport(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	rounds, seed := crashKills(t, 8), crashSeed(t)
 	r := rand.New(rand.NewPCG(seed, 1))
 	dir, files := imageTree(t, r)
 	d := newDaemon(t, "n1")
-	rounds, cut, whole := 8, 0, 0
+	cut, whole := 0, 0
 	for range rounds {
 		c, name := d.start().dial(), fmt.Sprint("pets", whole)
 		version, err := c.OpenDataset(t.Context(), name)
@@ -158,8 +157,7 @@ func TestKill9DuringImport(t *testing.T) {
 // killed and comes back: each sample has the right bytes, or there is an error,
 // and in the end all of them are read.
 func TestKill9BesideReaders(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	kills, seed := crashKills(t, 5), crashSeed(t)
 	r := rand.New(rand.NewPCG(seed, 2))
 	dir, files := imageTree(t, r)
 	d := newDaemon(t, "n1")
@@ -199,7 +197,7 @@ func TestKill9BesideReaders(t *testing.T) {
 			}
 		})
 	}
-	for range 5 {
+	for range kills {
 		d.kill()
 		d.start()
 	}

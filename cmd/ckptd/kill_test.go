@@ -145,6 +145,37 @@ func (tr *trainer) kill() {
 	<-tr.done
 }
 
+// crashKills is how often a test kills: usual, or as `make crash` says.
+func crashKills(t *testing.T, usual int) int {
+	t.Helper()
+	s := os.Getenv("CKPTD_CRASH_KILLS")
+	if s == "" {
+		if testing.Short() {
+			return max(1, usual/5)
+		}
+		return usual
+	}
+	kills, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatalf("CKPTD_CRASH_KILLS: %v", err)
+	}
+	return kills
+}
+
+// crashSeed is what a test's randomness comes from, and says so.
+func crashSeed(t *testing.T) uint64 {
+	t.Helper()
+	seed := rand.Uint64()
+	if s := os.Getenv("CKPTD_CRASH_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("CKPTD_CRASH_SEED: %v", err)
+		}
+	}
+	t.Logf("seed %d (CKPTD_CRASH_SEED)", seed)
+	return seed
+}
+
 // TestKill9 attacks promises 1, 2 and 4. It kills the daemon at random moments
 // while ranks save in a loop, most often with the trainers, and sometimes again
 // while it starts. Afterwards every set whose ranks were all told "sealed"
@@ -152,23 +183,7 @@ func (tr *trainer) kill() {
 // what was removed stays so.
 func TestKill9(t *testing.T) {
 	t.Parallel()
-	kills := 20
-	if s := os.Getenv("CKPTD_CRASH_KILLS"); s != "" {
-		var err error
-		if kills, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	} else if testing.Short() {
-		kills = 4
-	}
-	seed := rand.Uint64()
-	if s := os.Getenv("CKPTD_CRASH_SEED"); s != "" {
-		var err error
-		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("seed %d (CKPTD_CRASH_SEED)", seed)
+	kills, seed := crashKills(t, 20), crashSeed(t)
 	rng := rand.New(rand.NewPCG(seed, 9))
 	d := newDaemon(t, "n1", "--arena", "16MiB", "--grace", "1ms").start()
 	var begun, removed, must []string
