@@ -68,7 +68,7 @@ func (d *Dataset) reopen(ctx context.Context) error {
 }
 
 // fetchPack asks for a pack and maps it; nil if it is still arriving.
-func (d *Dataset) fetchPack(ctx context.Context, pack int) ([]byte, error) {
+func (d *Dataset) fetchPack(ctx context.Context, pack int) (*packMap, error) {
 	p, err := d.x.Pack(pack)
 	if err != nil {
 		return nil, err
@@ -84,7 +84,11 @@ func (d *Dataset) fetchPack(ctx context.Context, pack int) ([]byte, error) {
 	if len(a.fds) != 1 || a.m.Size != p.Size || a.m.Set != p.Set.String() {
 		return nil, fmt.Errorf("pack %d: %w: the daemon gave %s of %d bytes, the index names %v of %d", pack, catalog.ErrCorrupt, a.m.Set, a.m.Size, p.Set, p.Size)
 	}
-	return mapWhole(a.fds[0], p.Size)
+	mem, err := mapWhole(a.fds[0], p.Size)
+	if err != nil {
+		return nil, err
+	}
+	return &packMap{pack: pack, mem: mem, told: tellsPages(a.fds[0])}, nil
 }
 
 // load reads a range of a pack that is not whole on this node: the daemon

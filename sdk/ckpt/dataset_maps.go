@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -16,6 +17,7 @@ import (
 type packMap struct {
 	pack int
 	mem  []byte
+	told bool // the kernel says truly which of its pages are in memory
 
 	users int    // guarded by packMaps.mu
 	used  uint64 // when last, by packMaps.clock
@@ -26,6 +28,11 @@ type packMap struct {
 func (m *packMap) bytes(off, n int64) []byte {
 	from := off &^ (pageSize - 1)
 	to := min((off+n+pageSize-1)&^(pageSize-1), int64(len(m.mem)))
+	// Populating costs as much as reading the bytes, also where all pages are
+	// there. The last one tells whether the file still goes as far.
+	if m.told && resident(m.mem[from:to]) {
+		from = max(from, (to-1)&^(pageSize-1))
+	}
 	err := unix.Madvise(m.mem[from:to], unix.MADV_POPULATE_READ)
 	if err != nil && err != unix.EINVAL { // before Linux 5.14 the pages come when they are touched
 		return nil
@@ -35,11 +42,37 @@ func (m *packMap) bytes(off, n int64) []byte {
 
 var pageSize = int64(os.Getpagesize())
 
+// resident says whether all pages of mapped memory are in the page cache. p
+// begins with a page.
+func resident(p []byte) bool {
+	var pages [1024]byte // a byte each
+	for len(p) > 0 {
+		part := p[:min(int64(len(p)), int64(len(pages))*pageSize)]
+		p = p[len(part):]
+		if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&part[0])), uintptr(len(part)), uintptr(unsafe.Pointer(&pages))); errno != 0 {
+			return false
+		}
+		for _, in := range pages[:(int64(len(part))+pageSize-1)/pageSize] {
+			if in&1 == 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// tellsPages says whether the kernel tells this process which pages of a file
+// are in memory. To others than its owner it says that all are.
+func tellsPages(f *os.File) bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &st) == nil && int(st.Uid) == os.Geteuid()
+}
+
 // packMaps holds the mappings of a Dataset: at most limit, the ones used last,
 // and those in use.
 type packMaps struct {
 	limit int
-	fetch func(ctx context.Context, pack int) ([]byte, error) // nil: not whole yet
+	fetch func(ctx context.Context, pack int) (*packMap, error) // nil: not whole yet
 
 	mu      sync.Mutex
 	maps    map[int]*packMap
@@ -49,7 +82,7 @@ type packMaps struct {
 	running sync.WaitGroup // Batches
 }
 
-func newPackMaps(limit int, fetch func(context.Context, int) ([]byte, error)) *packMaps {
+func newPackMaps(limit int, fetch func(context.Context, int) (*packMap, error)) *packMaps {
 	return &packMaps{limit: limit, fetch: fetch, maps: map[int]*packMap{}, pending: map[int]chan struct{}{}}
 }
 
@@ -109,16 +142,16 @@ func (p *packMaps) acquire(ctx context.Context, pack int) (*packMap, error) {
 	done := make(chan struct{})
 	p.pending[pack] = done
 	p.mu.Unlock()
-	mem, err := p.fetch(ctx, pack)
+	m, err := p.fetch(ctx, pack)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.pending, pack)
 	close(done)
-	if mem == nil || err != nil {
+	if m == nil || err != nil {
 		return nil, err
 	}
 	p.clock++
-	m := &packMap{pack: pack, mem: mem, users: 1, used: p.clock}
+	m.users, m.used = 1, p.clock
 	p.maps[pack] = m
 	p.trim()
 	return m, nil
