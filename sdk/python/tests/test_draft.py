@@ -16,7 +16,6 @@ from conftest import Daemon
 import ckptd
 
 
-
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Path]:
     """The folder of a run that does not exist yet, in a mount of a daemon."""
