@@ -25,7 +25,7 @@ const (
 
 // benchMount reads what a daemon has on its disk through a mount of it: a shard
 // of a checkpoint and a large file of a dataset, beside the files that they are;
-// small files of a dataset, beside the same in a folder.
+// small files of a dataset, beside the same in a folder; and writes a draft.
 func benchMount(ctx context.Context, b *bench) (err error) {
 	data, err := randomMemory(b.opt.Size, 5)
 	if err != nil {
@@ -70,6 +70,9 @@ func benchMount(ctx context.Context, b *bench) (err error) {
 		if err := b.readLarge(ctx, l, data, how); err != nil {
 			return err
 		}
+	}
+	if err := b.writeLarge(ctx, at, data, how); err != nil {
+		return err
 	}
 	return b.readSmall(ctx, tree, folder, small)
 }
