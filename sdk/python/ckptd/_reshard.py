@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _dtypes
 from ._boxes import Box
 from ._errors import Invalid
 from ._into import leaf_paths
@@ -27,13 +28,19 @@ class Spread:
         if any((s.shape, s.dtype) != (self.shape, self.dtype) for s in held):
             raise Invalid(f"{path}: ranks {[s.rank for s in held[:8]]} hold pieces of different tensors")
 
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """Its elements' type for numpy."""
+        leaf, entry = self.held[0].leaf, self.held[0].entry
+        return _dtypes.to_numpy(leaf["view"]["dtype"] if "view" in leaf else entry.dtype, leaf.get("dtype"))
+
 
 def state_for(ck: Checkpoint, mine: dict[str, Any], rank: int, *, strict: bool, allow_pickle: bool) -> Any:
     """The set's state with the arrays that `mine` (the leaves of this rank's state by path) asks for: a Piece for a
     Piece, else the whole tensor. What mine does not name stays a Spread, or is left out when not strict."""
     parts = Parts(ck)
     try:
-        tree = _merge(list(zip(parts.ranks, parts.trees(), strict=True)), "", ck.ref)
+        tree = merge_trees(list(zip(parts.ranks, parts.trees(), strict=True)), ck.ref)
         wanted: list[tuple[Stored, Box]] = []
         goes: list[tuple[str, Box]] = []  # of each part: whose, and the box that one asked for
         for path, x in leaf_paths(tree).items():
@@ -73,8 +80,12 @@ def _as(x: Any, to: Any) -> Any:
     return Piece(x, to.global_shape, to.start) if isinstance(to, Piece) and not isinstance(x, Spread) else x
 
 
+def merge_trees(states: list[tuple[int, Any]], ref: str) -> Any:
+    """The ranks' states (Parts.trees) as one, with a Spread for each tensor; what several have must be equal."""
+    return _merge(states, "", ref)
+
+
 def _merge(states: list[tuple[int, Any]], path: str, ref: str) -> Any:
-    """The union of the ranks' dicts, with a Spread for each tensor."""
     values = [v for _, v in states]
     if all(isinstance(v, dict) for v in values):
         keys = dict.fromkeys(k for v in values for k in v)

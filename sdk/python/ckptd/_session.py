@@ -9,7 +9,8 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +76,8 @@ class Session:
         self.segments.clear()
         self.early.clear()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_sock"):
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if hasattr(self, "_sock") and not ending():  # at the interpreter's end the kernel hangs up
             self.close()
 
     @property

@@ -207,7 +207,8 @@ class _Flattener:
         )
         if not fits:
             raise Invalid(f"{path or 'state'}: a piece of shape {list(src.full)} at {start} does not lie in {whole}")
-        src.extra["piece"] = {"global": whole, "start": start}
+        if whole:  # a scalar is all of itself
+            src.extra["piece"] = {"global": whole, "start": start}
         return self._take(src)
 
 
