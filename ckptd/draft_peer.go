@@ -202,8 +202,8 @@ func (n *Node) draftRoutes(r routes) {
 		case "freeze":
 			res, err = d.freeze(ctx, q.Order)
 		case "promise":
-			if q.Set == nil || q.Set.ID.Run != q.Run || q.Set.ID.Step != q.Step || q.Set.ID.Check() != nil {
-				return fmt.Errorf("draft: %w: a promise of another set", catalog.ErrInvalid)
+			if err := checkPromise(q); err != nil {
+				return err
 			}
 			set := *q.Set
 			set.Prepared = time.Now() // by this node's clock, which judges it
@@ -220,6 +220,26 @@ func (n *Node) draftRoutes(r routes) {
 		}
 		return reply(c, res)
 	})
+}
+
+// checkPromise refuses a promise that could not be kept.
+func checkPromise(q draftAsk) error {
+	bad := func(why string) error { return fmt.Errorf("draft: %w: a promise of %s", catalog.ErrInvalid, why) }
+	if q.Set == nil || q.Set.ID.Run != q.Run || q.Set.ID.Step != q.Step || q.Set.ID.Check() != nil {
+		return bad("another set")
+	}
+	taken := make(map[int]bool)
+	for name, rank := range q.Set.Ranks {
+		info := catalog.ShardInfo{Set: q.Set.ID, Rank: rank, World: q.Set.World, File: name}
+		if err := info.Check(); err != nil {
+			return bad(err.Error())
+		}
+		if taken[rank] {
+			return bad(fmt.Sprintf("two files of rank %d", rank))
+		}
+		taken[rank] = true
+	}
+	return nil
 }
 
 // postCommit commits drafts and answers when their set is visible.

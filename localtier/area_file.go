@@ -437,10 +437,25 @@ func (t *Tier) MeasureAreas() (over int64, writing bool) {
 		}
 		f.a.mu.Unlock()
 	}
+	return t.overrun(), t.writes()
+}
+
+func (t *Tier) writes() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return max(0, -t.unused()), len(t.mu.open) > 0
+	return len(t.mu.open) > 0
 }
+
+// overrun is how many bytes areas are over the quota. A little does not count:
+// small blobs are taken in without being asked for room (see Put), and no
+// file of somebody else's is to be dropped for them.
+func (t *Tier) overrun() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return max(0, -t.unused()-min(t.mu.quota/64, maxSlack))
+}
+
+const maxSlack = 64 << 20 // bytes
 
 // written are the files that are open for writing, the newest first.
 func (t *Tier) written() []*areaFile {
@@ -457,17 +472,15 @@ func (t *Tier) written() []*areaFile {
 }
 
 // DropOverrun drops files that are being written, the newest first, until the
-// rest is within the quota: their names go, their bytes too, and their writers
+// rest is within the quota, but for a sixty-fourth of it: their names go, their bytes too, and their writers
 // are told ErrNoSpace. It gives their names.
 func (t *Tier) DropOverrun() (dropped []string) {
 	for _, f := range t.written() {
-		t.mu.Lock()
-		free := t.unused()
-		t.mu.Unlock()
-		if free >= 0 {
+		over := t.overrun()
+		if over == 0 {
 			break
 		}
-		if name, ok := f.drop(-free); ok {
+		if name, ok := f.drop(over); ok {
 			dropped = append(dropped, name)
 		}
 	}

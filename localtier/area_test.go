@@ -344,7 +344,7 @@ func TestPromise10Quota(t *testing.T) {
 		t.Fatal(err)
 	}
 	over, writing := tier.MeasureAreas()
-	if want := int64(300<<10 + 900<<10 - 1<<20); over != want || !writing {
+	if want := int64(300<<10 + 900<<10 - 1<<20 - 1<<14); over != want || !writing {
 		t.Errorf("over by %d, writing %v; want %d", over, writing, want)
 	}
 	if got := tier.DropOverrun(); fmt.Sprint(got) != "[run@1/bad]" {

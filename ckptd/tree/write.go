@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -207,6 +208,10 @@ func (t *Tree) makeFolder(path, name string) error {
 	w := &t.write
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if len(w.mu.made) >= maxRunFolders {
+		runs := checkpoints.paths(t.store.Runs())
+		maps.DeleteFunc(w.mu.made, func(made string, _ time.Time) bool { return isFolder(made, runs) })
+	}
 	if len(w.mu.made) >= maxRunFolders {
 		return fmt.Errorf("folder %s: %w: %d folders were made for runs without a set", path, catalog.ErrNoSpace, maxRunFolders)
 	}
