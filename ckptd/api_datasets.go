@@ -164,6 +164,9 @@ func (n *Node) tellVersion(ctx context.Context, rec catalog.SetRecord) wire.Data
 		err = tellFacts(&v, m)
 	}
 	packs, missing, perr := n.packRecords(ctx, rec)
+	if errors.Is(perr, context.DeadlineExceeded) {
+		perr = fmt.Errorf("%s: %w: its index did not come to this node within %v; `ckpt dataset warm %s` brings it", v.Ref, catalog.ErrUnavailable, tellPatience, v.Ref)
+	}
 	if err = errors.Join(err, perr); err != nil {
 		v.Level, v.Err = catalog.LevelNone, err.Error()
 		return v
@@ -184,13 +187,15 @@ func tellFacts(v *wire.DatasetVersion, m *catalog.Manifest) error {
 		return fmt.Errorf("%s: %w: its set has %d shards, an index is one", v.Ref, catalog.ErrCorrupt, len(m.Shards))
 	}
 	meta := m.Shards[0].Meta
-	for key, into := range map[string]*int64{catalog.MetaFiles: &v.Files, catalog.MetaBytes: &v.Bytes, catalog.MetaSamples: &v.Samples} {
+	var packs int64
+	for key, into := range map[string]*int64{catalog.MetaFiles: &v.Files, catalog.MetaBytes: &v.Bytes, catalog.MetaSamples: &v.Samples, catalog.MetaPacks: &packs} {
 		k, err := strconv.ParseInt(meta[key], 10, 64)
 		if err != nil || k < 0 {
 			return fmt.Errorf("%s: %w: its number of %s is %.40q", v.Ref, catalog.ErrCorrupt, key, meta[key])
 		}
 		*into = k
 	}
+	v.Packs = int(packs)
 	if err := v.Digest.UnmarshalText([]byte(meta[catalog.MetaDigest])); err != nil {
 		return fmt.Errorf("%s: its digest: %w", v.Ref, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -60,7 +61,7 @@ func (n *Node) collectPacksOf(ctx context.Context, name string) error {
 	}
 	if len(plan.condemn) > 0 {
 		for _, p := range plan.condemn[:min(len(plan.condemn), maxCondemned)] {
-			if _, err := n.cat.Condemn(ctx, p.SetID, time.Now()); err != nil {
+			if _, err := n.cat.Condemn(ctx, p.SetID, time.Now()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}
@@ -86,6 +87,8 @@ func (n *Node) collectPacksOf(ctx context.Context, name string) error {
 				return err
 			}
 			continue
+		} else if errors.Is(err, fs.ErrNotExist) { // another coordinator was faster
+			continue
 		} else if err != nil {
 			return err
 		}
@@ -98,7 +101,7 @@ func (n *Node) collectPacksOf(ctx context.Context, name string) error {
 
 func (n *Node) reprieve(ctx context.Context, packs []catalog.SetRecord) error {
 	for _, p := range packs {
-		if _, err := n.cat.Reprieve(ctx, p.SetID); err != nil {
+		if _, err := n.cat.Reprieve(ctx, p.SetID); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

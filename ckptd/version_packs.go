@@ -87,6 +87,9 @@ func (n *Node) readPacksNamed(ctx context.Context, rec catalog.SetRecord) (ids [
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, m.unmap()) }()
+	if err := m.Index.CheckPacks(); err != nil { // packs are removed for not being in it
+		return nil, err
+	}
 	ids = make([]catalog.SetID, 0, m.Index.Packs())
 	for i := range m.Index.Packs() {
 		p, err := m.Index.Pack(i)

@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -129,6 +130,39 @@ func TestPromise12IndexEveryByte(t *testing.T) {
 				}
 			}
 			use(t, x)
+		}
+	}
+}
+
+// TestPromise12IndexPacksTable: no byte of what names packs can change unnoticed,
+// so that nobody takes a pack for one that the index does not name.
+func TestPromise12IndexPacksTable(t *testing.T) {
+	good := build(t, pets())
+	named := func(b []byte) (ids []catalog.SetID, err error) {
+		x, err := Open(b)
+		if err == nil {
+			err = x.CheckPacks()
+		}
+		for i := 0; err == nil && i < x.Packs(); i++ {
+			var p Pack
+			p, err = x.Pack(i)
+			ids = append(ids, p.Set)
+		}
+		return ids, err
+	}
+	want, err := named(good)
+	if err != nil || len(want) == 0 {
+		t.Fatalf("%v, %v", want, err)
+	}
+	for i := range good {
+		for _, bit := range []byte{1, 0x80} {
+			b := bytes.Clone(good)
+			b[i] ^= bit
+			if got, err := named(b); err == nil && !slices.Equal(got, want) {
+				t.Errorf("byte %d: it names %v, want %v", i, got, want)
+			} else if err != nil && !errors.Is(err, catalog.ErrCorrupt) {
+				t.Errorf("byte %d: %v, want ErrCorrupt", i, err)
+			}
 		}
 	}
 }
