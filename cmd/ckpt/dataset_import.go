@@ -166,15 +166,12 @@ func (j *datasetImport) size(ctx context.Context, opt source.Options, p *progres
 
 // wait waits for the version, its packs first.
 func (j *datasetImport) wait(ctx context.Context, c *ckpt.Client, st *store.Store, v datasets.Version) error {
-	base, err := st.Base(ctx)
+	made, err := st.Version(ctx, v.Set) // by now another import may have made a newer one
 	if err != nil {
 		return err
 	}
-	if base == nil {
-		return fmt.Errorf("%v: %w: it was removed meanwhile", v.Set, catalog.ErrConflict)
-	}
-	packs, err := datasets.PacksOf(base)
-	if err := errors.Join(err, base.Close()); err != nil {
+	packs, err := datasets.PacksOf(made)
+	if err := errors.Join(err, made.Close()); err != nil {
 		return err
 	}
 	for _, set := range append(packs, v.Set) {

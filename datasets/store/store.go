@@ -75,7 +75,20 @@ func (s *Store) Base(ctx context.Context) (*datasets.Base, error) {
 	if i < 0 {
 		return nil, nil
 	}
-	r, err := s.c.Open(ctx, list[i].ID)
+	return s.open(ctx, list[i].ID)
+}
+
+// Version opens the index of one version, whichever is the newest. The caller
+// closes it.
+func (s *Store) Version(ctx context.Context, set catalog.SetID) (*datasets.Base, error) {
+	if set.Run != s.versions {
+		return nil, fmt.Errorf("open %v: %w: not a version of this dataset", set, catalog.ErrInvalid)
+	}
+	return s.open(ctx, set.String())
+}
+
+func (s *Store) open(ctx context.Context, id string) (*datasets.Base, error) {
+	r, err := s.c.Open(ctx, id)
 	if err != nil {
 		return nil, err
 	}
