@@ -54,7 +54,7 @@ func (f *filler) hold(ctx context.Context, set catalog.SetID) error {
 		return nil
 	}
 	var err error
-	f.made.first, err = again(ctx, func() (Blob, error) {
+	f.made.first, err = again(ctx, f.im, func() (Blob, error) {
 		_, b, err := f.im.store.OpenPack(ctx, set)
 		return b, err
 	})
@@ -357,7 +357,7 @@ func (f *filler) upload(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		s, err := again(ctx, func() (Stored, error) {
+		s, err := again(ctx, f.im, func() (Stored, error) {
 			return f.im.store.PutPack(ctx, Put{File: aggregateFile, Size: size, Data: bytes.NewReader(p.mem[:size]), Meta: aggregateMeta})
 		})
 		if err != nil {

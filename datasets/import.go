@@ -2,10 +2,8 @@ package datasets
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
@@ -37,7 +35,7 @@ func Import(ctx context.Context, src source.Source, store Store, opt Options) (V
 		src: src, store: store, opt: opt, facts: src.Facts(), ahead: semaphore.NewWeighted(aheadBytes),
 		line: make(chan *batch, aheadBatch), jobs: make(chan *batch, aheadBatch),
 	}
-	base, err := again(ctx, func() (*Base, error) { return store.Base(ctx) })
+	base, err := again(ctx, im, func() (*Base, error) { return store.Base(ctx) })
 	if err != nil {
 		return Version{}, fmt.Errorf("find the newest version: %w", err)
 	}
@@ -48,7 +46,7 @@ func Import(ctx context.Context, src source.Source, store Store, opt Options) (V
 			return Version{}, fmt.Errorf("index of version %d: %w", base.Set.Step, err)
 		}
 	}
-	if im.known, err = openKnown(ctx, store, x); err != nil {
+	if im.known, err = again(ctx, im, func() (*known, error) { return openKnown(ctx, store, x) }); err != nil {
 		return Version{}, fmt.Errorf("find what is stored: %w", err)
 	}
 	defer im.known.Close()
@@ -118,7 +116,7 @@ func (im *importer) finish(ctx context.Context, f *filler, base *Base, x *index.
 	if err != nil {
 		return Version{}, fmt.Errorf("write the index: %w", err)
 	}
-	v.Set, err = again(ctx, func() (catalog.SetID, error) {
+	v.Set, err = again(ctx, im, func() (catalog.SetID, error) {
 		return im.store.PutVersion(ctx, Put{
 			File: "index", Size: size, Data: tmp, Packs: named, Meta: func() map[string]string { return versionMeta(told) },
 		})
@@ -137,35 +135,6 @@ func versionMeta(f index.Facts) map[string]string {
 		catalog.MetaBytes:   fmt.Sprint(f.Bytes),
 		catalog.MetaSamples: fmt.Sprint(f.Samples),
 		catalog.MetaPacks:   fmt.Sprint(f.Packs),
-	}
-}
-
-const (
-	patience  = time.Minute // a daemon may take this long to restart
-	firstWait = 200 * time.Millisecond
-	longest   = 5 * time.Second
-)
-
-// again does what fails for want of a daemon once more, for a minute.
-func again[T any](ctx context.Context, do func() (T, error)) (T, error) {
-	wait := firstWait
-	var since time.Time
-	for {
-		v, err := do()
-		if err == nil || !errors.Is(err, catalog.ErrUnavailable) || ctx.Err() != nil {
-			return v, err
-		}
-		if since.IsZero() {
-			since = time.Now()
-		} else if time.Since(since) > patience {
-			return v, err
-		}
-		select {
-		case <-ctx.Done():
-			return v, context.Cause(ctx)
-		case <-time.After(wait):
-		}
-		wait = min(2*wait, longest)
 	}
 }
 

@@ -43,6 +43,8 @@ func (m *memStore) Base(context.Context) (*Base, error) {
 	return m.versions[len(m.versions)-1], nil
 }
 
+func (m *memStore) Leaving(context.Context) (Leaving, error) { return Leaving{}, nil }
+
 func (m *memStore) Packs(context.Context) ([]catalog.SetID, error) {
 	var list []catalog.SetID
 	for _, s := range m.packs {

@@ -48,7 +48,7 @@ func (f *filler) large(ctx context.Context, e *entry) (place, error) {
 	if f.im.facts.Stream {
 		s, err = put() // its bytes come once
 	} else {
-		s, err = again(ctx, put)
+		s, err = again(ctx, f.im, put)
 	}
 	if errors.Is(err, errStored) {
 		f.version.Known++

@@ -3,6 +3,7 @@ package datasets
 import (
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/datasets/pack"
@@ -27,6 +28,12 @@ type Options struct {
 	// Progress hears what was done since it was last called. It is called from
 	// several goroutines.
 	Progress func(files, bytes int64)
+	// Patience is how long a daemon may be away, and how long a full node may bring
+	// nothing to the remote tier, before the import gives up. 0: a minute.
+	Patience time.Duration
+	// Waiting hears why the import waits, and since when; nil when it goes on. It
+	// is called from several goroutines.
+	Waiting func(since time.Duration, why error)
 }
 
 func (o *Options) settle() error {
@@ -42,11 +49,19 @@ func (o *Options) settle() error {
 	if o.Progress == nil {
 		o.Progress = func(int64, int64) {}
 	}
+	if o.Patience == 0 {
+		o.Patience = time.Minute
+	}
+	if o.Waiting == nil {
+		o.Waiting = func(time.Duration, error) {}
+	}
 	switch {
 	case o.PackSize < pack.MinDefault || o.PackSize > pack.MaxDefault:
 		return fmt.Errorf("packs of %d bytes: %w: want %d to %d", o.PackSize, catalog.ErrInvalid, pack.MinDefault, pack.MaxDefault)
 	case o.RawFrom < batchBytes || o.RawFrom > o.PackSize/2:
 		return fmt.Errorf("files from %d bytes on by themselves: %w: want %d up to half a pack, %d", o.RawFrom, catalog.ErrInvalid, batchBytes, o.PackSize/2)
+	case o.Patience < 0:
+		return fmt.Errorf("patience of %v: %w: want a time to wait", o.Patience, catalog.ErrInvalid)
 	case o.Workers < 1 || o.Workers > maxWorkers:
 		return fmt.Errorf("%d readers: %w: want 1 to %d", o.Workers, catalog.ErrInvalid, maxWorkers)
 	}

@@ -23,6 +23,9 @@ type Store interface {
 	// durable. ErrConflict when another import was faster, or when a pack that it
 	// names is no more: then there is no version.
 	PutVersion(ctx context.Context, b Put) (catalog.SetID, error)
+	// Leaving says what is on its way to the remote tier: a Put that failed with
+	// ErrNoSpace may find room when it is there.
+	Leaving(ctx context.Context) (Leaving, error)
 }
 
 // Base is the newest version of a dataset.

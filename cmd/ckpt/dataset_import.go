@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 	"github.com/ckptd/ckptd/datasets/source"
 	"github.com/ckptd/ckptd/datasets/store"
 	"github.com/ckptd/ckptd/sdk/ckpt"
+	"github.com/ckptd/ckptd/sdk/wire"
 )
 
 // datasetImport is one `ckpt dataset import`.
@@ -49,7 +51,8 @@ input. Files are kept as they are; --format says what a sample is:
 
 Content that is stored already is not stored again, and files with the path, size and time of
 the newest version are not read (--rehash reads them). Nothing is visible before the end. An
-import that was cut short goes on when it is run again.`,
+import that was cut short goes on when it is run again. While the daemon is away, or a full
+node brings packs to the remote tier, the import waits and says so (--patience).`,
 		Args: args(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			j.src, j.name = args[0], args[1]
@@ -65,6 +68,7 @@ import that was cut short goes on when it is run again.`,
 	f.BoolVar(&j.skipSpecial, "skip-special", false, "leave out sockets, devices and pipes")
 	f.StringVar(&j.level, "level", "local", "return when the version is at this level")
 	f.StringArrayVar(&j.tags, "tag", nil, "NAME=VALUE, kept with the version")
+	f.DurationVar(&j.opt.Patience, "patience", time.Minute, "give up when the daemon is away, or a full node drains nothing, for so long")
 	f.IntVar(&j.opt.Workers, "workers", 0, "files read at a time (default: by the number of processors)")
 	return cmd
 }
@@ -112,7 +116,7 @@ func (j *datasetImport) run(ctx context.Context) error {
 		begin := time.Now()
 		v, err := j.importAll(ctx, src, st, opt)
 		if err != nil {
-			return fmt.Errorf("import %s as %s: %w", j.src, j.name, err)
+			return j.cut(fmt.Errorf("import %s as %s: %w", j.src, j.name, err))
 		}
 		took := time.Since(begin)
 		if len(j.fields) > 0 {
@@ -129,6 +133,22 @@ func (j *datasetImport) run(ctx context.Context) error {
 	})
 }
 
+// cut says what to do about an import that did not come to its end.
+func (j *datasetImport) cut(err error) error {
+	const goesOn = "nothing of the version is visible; what is stored is taken up when the import is run again"
+	switch {
+	case errors.Is(err, catalog.ErrNoSpace):
+		return wire.WithHint(err, "%s. Make room first: `ckpt status` shows the disks, `ckpt prune RUN` and `ckpt dataset rm` what can go; a larger --quota, or a remote tier (--remote) that takes what is committed", goesOn)
+	case errors.Is(err, catalog.ErrUnavailable):
+		return wire.WithHint(err, "%s. Is the daemon running? `ckptd serve` starts one; --patience waits for it longer", goesOn)
+	case errors.Is(err, catalog.ErrConflict):
+		return wire.WithHint(err, "%s, when nobody writes to %s", goesOn, j.src)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
+		return wire.WithHint(err, "%s. Make that file readable, or import a folder without it", goesOn)
+	}
+	return err
+}
+
 // importAll shows progress while it imports. On a terminal a second walk adds up
 // the sizes, so that the bar knows its end.
 func (j *datasetImport) importAll(ctx context.Context, src source.Source, st datasets.Store, opt source.Options) (datasets.Version, error) {
@@ -142,7 +162,7 @@ func (j *datasetImport) importAll(ctx context.Context, src source.Source, st dat
 		sizing.Go(func() { j.size(ctx, opt, p) })
 	}
 	o := j.opt
-	o.Progress = func(_, bytes int64) { p.add(bytes) }
+	o.Progress, o.Waiting = func(_, bytes int64) { p.add(bytes) }, p.wait
 	return datasets.Import(ctx, src, st, o)
 }
 

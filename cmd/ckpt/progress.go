@@ -27,6 +27,7 @@ type progress struct {
 		begin time.Time
 		shown time.Time
 		drawn bool
+		waits string // why nothing goes on; "" when it does
 	}
 }
 
@@ -100,6 +101,9 @@ func (p *progress) show(force bool) {
 	}
 	p.mu.shown = now
 	line := progressLine(p.mu.p, now.Sub(p.mu.begin), p.bar)
+	if p.mu.waits != "" {
+		line = p.mu.waits
+	}
 	if p.bar {
 		p.mu.drawn = true
 		fmt.Fprintf(p.w, "\r%s\x1b[K", line)
@@ -139,6 +143,17 @@ func progressLine(p wire.Progress, took time.Duration, bar bool) string {
 		fmt.Fprintf(&b, ", %s left", span(time.Duration(rest/rate*float64(time.Second))))
 	}
 	return b.String()
+}
+
+// wait says why nothing goes on, and since when; a nil why, that it goes on.
+func (p *progress) wait(since time.Duration, why error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	news := (why == nil) != (p.mu.waits == "")
+	if p.mu.waits = ""; why != nil {
+		p.mu.waits = fmt.Sprintf("%s waits since %s: %v", p.mu.p.What, span(since), why)
+	}
+	p.show(news)
 }
 
 // total tells the end of work that was begun without knowing it.

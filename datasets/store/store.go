@@ -283,6 +283,18 @@ func lacking(packs []catalog.SetID, list []wire.Set) (missing, condemned int) {
 	return missing, condemned
 }
 
+// Leaving asks this node what it has to bring to the remote tier yet.
+func (s *Store) Leaving(ctx context.Context) (datasets.Leaving, error) {
+	st, err := s.c.Status(ctx)
+	if err != nil {
+		return datasets.Leaving{}, err
+	}
+	if len(st.Remote.Targets) == 0 {
+		return datasets.Leaving{}, nil // nothing goes anywhere
+	}
+	return datasets.Leaving{Bytes: st.Backlog.DrainBytes, Shards: st.Backlog.Drain + st.Backlog.Verify}, nil
+}
+
 // put saves a raw shard as a set of its own, and waits until it is committed.
 // last, if any, is asked when all bytes but the last were given: its error ends
 // the save.
