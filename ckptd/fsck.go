@@ -272,8 +272,8 @@ func (n *Node) postVerify(ctx context.Context, c *app.RequestContext) error {
 	})
 }
 
-// verify reads copies and checks them: those on this node's disks, and, when
-// deep or when there is no other, those on the targets.
+// verify reads copies and checks them: those on this node's disks, cached ones of
+// packs too, and, when deep or when there is no other, those on the targets.
 func (n *Node) verify(ctx context.Context, sets []catalog.SetRecord, deep bool, progress func(wire.Progress)) (wire.VerifyResult, error) {
 	res := wire.VerifyResult{Bad: []wire.BadCopy{}}
 	var done, total int64
@@ -311,6 +311,15 @@ func (n *Node) verify(ctx context.Context, sets []catalog.SetRecord, deep bool, 
 					return res, ctx.Err()
 				} else if err != nil {
 					bad("local", err)
+				}
+			}
+			if cached, err := n.verifyCached(ctx, rec.SetID); cached {
+				res.Copies++
+				res.Bytes += loc.ref.Size
+				if ctx.Err() != nil {
+					return res, ctx.Err()
+				} else if err != nil {
+					bad("cache", err)
 				}
 			}
 			if loc.place != nil && n.remote != nil && (deep || !loc.local) {

@@ -2,6 +2,7 @@ package ckptd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
@@ -219,4 +220,21 @@ func (n *Node) tidyPacks(ctx context.Context) error {
 		n.log.Info("cached pack dropped: its set is no more", "set", id.String())
 	}
 	return n.renewVersions(ctx)
+}
+
+// verifyCached reads and checks the cached copy of a pack or an index, if this
+// node has one. A bad one is dropped: it is fetched anew when it is needed.
+func (n *Node) verifyCached(ctx context.Context, id catalog.SetID) (cached bool, err error) {
+	name := packs.Name(id)
+	if _, err := n.local.Stat(name); err != nil || !id.Run.Reserved() {
+		return false, nil
+	}
+	err = n.local.Verify(ctx, name, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil // evicted meanwhile
+	}
+	if errors.Is(err, catalog.ErrCorrupt) {
+		err = errors.Join(err, n.packs.Remove(ctx, id))
+	}
+	return true, err
 }

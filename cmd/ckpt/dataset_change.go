@@ -17,9 +17,9 @@ func newDatasetVerifyCmd(a *app) *cobra.Command {
 	var deep bool
 	cmd := &cobra.Command{
 		Use: "verify NAME[@V]", Short: "Check the checksums of every copy of a version's index and packs", Args: args(1, 1),
-		Long: `Reads the copies of a version's index and packs that are on this node, and, with --deep or where
-there is no other, those on the remote tier. A pack that the catalog does not have is bad, too.
-Exit code 4 when anything is bad. Ctrl-C stops it.`,
+		Long: `Reads the copies of a version's index and packs that are on this node, cached ones too, and,
+with --deep or where the node keeps none itself, those on the remote tier. A pack that the catalog
+does not have is bad, too. Exit code 4 when anything is bad. Ctrl-C stops it.`,
 		ValidArgsFunction: a.completeDataset(true),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkDatasetRef(args[0]); err != nil {

@@ -45,6 +45,27 @@ func mustRead(t *testing.T, c *ckpt.Client, ref string, files map[string][]byte)
 	}
 }
 
+// damageOne changes a byte of one of the files that are packs.
+func damageOne(t *testing.T, files []string) {
+	t.Helper()
+	i := slices.IndexFunc(files, func(f string) bool { return filepath.Base(f) == "rank-00000.bin" })
+	if i < 0 {
+		t.Fatalf("no pack among %q", files)
+	}
+	b, err := os.ReadFile(files[i])
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(files[i], os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte{^b[len(b)/2]}, int64(len(b)/2)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // awaitVersion waits until a version is at a level, with all of its packs.
 func awaitVersion(t *testing.T, c *ckpt.Client, ref string, level catalog.Level) (d *wire.DatasetDetail) {
 	t.Helper()
@@ -207,6 +228,22 @@ func TestPromise6UnreadableIndex(t *testing.T) {
 		}
 		return nil
 	})
+	mustRead(t, c, "pets@2", files)
+
+	// A cached copy goes bad: verify finds it, and the pack is fetched anew.
+	if _, err := c.WarmDataset(t.Context(), "pets@2", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if res, err := c.VerifyDataset(t.Context(), "pets@2", false, nil); err != nil || res.Copies != second.Packs+1 || len(res.Bad) != 0 {
+		t.Errorf("verify of cached copies: %+v, %v", res, err)
+	}
+	damageOne(t, filesOf(t, n1.dir, "_cache/_packs/pets"))
+	if res, err := c.VerifyDataset(t.Context(), "pets@2", false, nil); err != nil || len(res.Bad) != 1 || res.Bad[0].Tier != "cache" || res.Bad[0].Node != "n1" {
+		t.Errorf("verify of a bad cached copy: %+v, %v", res, err)
+	}
+	if res, err := c.VerifyDataset(t.Context(), "pets@2", false, nil); err != nil || res.Copies != second.Packs || len(res.Bad) != 0 {
+		t.Errorf("verify after that: %+v, %v", res, err)
+	}
 	mustRead(t, c, "pets@2", files)
 
 	// Somebody destroys a pack behind everybody's back: it is told everywhere.

@@ -232,7 +232,7 @@ type VerifyResult struct {
 type BadCopy struct {
 	ID   string `json:"id"`
 	Rank int    `json:"rank"` // -1: the manifest, or the whole set
-	Tier string `json:"tier"` // local, remote
+	Tier string `json:"tier"` // local, remote, cache
 	Node string `json:"node,omitempty"`
 	Err  string `json:"err"`
 }
