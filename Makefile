@@ -33,7 +33,7 @@ GOFILES  = $$(git ls-files --cached --others --exclude-standard '*.go' | while r
 # $(call step,what is done,what it needs,command): one command whose failure is explained in one line.
 step = @$(3) || { echo >&2; echo "make: $(1) did not work. It needs $(2)." >&2; exit 1; }
 
-.PHONY: build build-ofi wheel versitygw quickstart test gotest pytest test-ofi test-rdma rdma-elsewhere libfabric check race fuzz crash bench golden clean help gomods
+.PHONY: fuse3 build build-ofi wheel versitygw quickstart test gotest pytest test-ofi test-rdma rdma-elsewhere libfabric check race fuzz crash bench golden clean help gomods
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -66,7 +66,7 @@ test: gotest pytest $(if $(CI),test-ofi test-rdma,rdma-elsewhere) ## go vet, all
 rdma-elsewhere:
 	@echo "RDMA was not tested: make test-ofi test-rdma does it (CI=true make test includes it; x86-64, apt, root for missing packages)"
 
-gotest: gomods $(TOOLS)/versitygw-$(strip $(VERSITYGW))
+gotest: gomods fuse3 $(TOOLS)/versitygw-$(strip $(VERSITYGW))
 	$(GO) vet ./...
 	$(GO) test -timeout 20m ./...
 
@@ -135,6 +135,14 @@ gomods:
 libfabric:
 	$(call step,installing libfabric,a C compiler and libfabric-dev (the tag ofi is for Linux with Debian's packages or libfabric 1.17 in the compiler's path),\
 		test -e /usr/include/rdma/fabric.h && command -v gcc >/dev/null || test/rdma/packages.sh libfabric-dev gcc libc6-dev)
+
+# Users mount by fusermount3. Who is neither root nor CI goes on without it, and the tests that need it say so.
+fuse3:
+	@if ! command -v fusermount3 >/dev/null && [ -z "$(CI)" ] && [ "$$(id -u)" != 0 ]; then \
+		echo "fusermount3 is missing: mounts of users are not tested. As root: apt-get install fuse3"; \
+	fi
+	$(if $(CI)$(filter 0,$(shell id -u)),$(call step,installing fusermount3,Debian's package fuse3 or the like (apt-get install fuse3),\
+		command -v fusermount3 >/dev/null || test/rdma/packages.sh fuse3))
 
 $(VENV)/.made:
 	$(call step,making a virtual environment in .venv,Python 3.10 or newer with the venv module (python3-venv on Debian and Ubuntu),\

@@ -161,7 +161,7 @@ func (n *Node) mount(ctx context.Context, req wire.MountRequest) error {
 			m.Changed(parent, name)
 		}
 	})
-	m, err := fuse.New(req.Dir, tr, fuse.Options{AllowOther: req.AllowOther, Checked: req.Checked})
+	m, err := fuse.New(req.Dir, tr, fuse.Options{AllowOther: req.AllowOther, Checked: req.Checked, NoPassthrough: req.NoPassthrough})
 	if err != nil {
 		return err
 	}
@@ -223,7 +223,7 @@ func (n *Node) mountRows() []wire.Mount {
 	rows := make([]wire.Mount, 0, len(m.mu.want))
 	for _, dir := range slices.Sorted(maps.Keys(m.mu.want)) {
 		req := m.mu.want[dir]
-		row := wire.Mount{Dir: dir, AllowOther: req.AllowOther, Checked: req.Checked}
+		row := wire.Mount{Dir: dir, AllowOther: req.AllowOther, Checked: req.Checked, NoPassthrough: req.NoPassthrough}
 		if h := m.mu.here[dir]; h != nil {
 			i := h.m.Info()
 			row.Mounted, row.Kernel, row.Passthrough, row.Why, row.Open = true, i.Kernel, i.Passthrough, i.Why, i.Open

@@ -27,9 +27,11 @@ const (
 type Options struct {
 	ReadOnly   bool // also when the tree is a WriteTree
 	AllowOther bool // other users may look in; as a user that needs user_allow_other in /etc/fuse.conf
-	Checked    bool // never passthrough: every read goes through File.ReadAt
-	OpenFiles  int  // at most, ENFILE after that; default 65536
-	Fusermount bool // mount through fusermount3 also as root
+	Checked    bool // never passthrough: every read goes through File.ReadAt, which checks
+	// NoPassthrough: everything goes through this process, as it does where the kernel cannot do otherwise.
+	NoPassthrough bool
+	OpenFiles     int  // at most, ENFILE after that; default 65536
+	Fusermount    bool // mount through fusermount3 also as root
 }
 
 // Info is how a mount works.
@@ -82,7 +84,7 @@ func New(dir string, tree Tree, opt Options) (*Mount, error) {
 	if m.srv, err = fuse.NewServer(m.fs, dir, mo); err != nil {
 		return nil, fmt.Errorf("mount %s: %w: %w (as root mount(2), otherwise fusermount3 of package fuse3, must be able to; /dev/fuse must be there)", dir, catalog.ErrUnavailable, err)
 	}
-	if !opt.Checked && m.kernelPasses() {
+	if !m.declined() && m.kernelPasses() {
 		m.fs.open.register = func(fd int) (int32, syscall.Errno) {
 			return m.srv.RegisterBackingFd(&fuse.BackingMap{Fd: int32(fd)})
 		}
@@ -100,6 +102,9 @@ func New(dir string, tree Tree, opt Options) (*Mount, error) {
 	}
 	return m, nil
 }
+
+// declined says that passthrough is not wanted.
+func (m *Mount) declined() bool { return m.opt.Checked || m.opt.NoPassthrough }
 
 func (m *Mount) kernelPasses() bool {
 	return m.srv.KernelSettings().Flags64()&fuse.CAP_PASSTHROUGH != 0
@@ -132,7 +137,7 @@ func (m *Mount) options() (*fuse.MountOptions, error) {
 		Options:           []string{"default_permissions"},
 		Logger:            log.New(quiet{}, "", 0),
 	}
-	if m.opt.Checked {
+	if m.declined() {
 		mo.DisabledCapabilities = fuse.CAP_PASSTHROUGH
 	}
 	if m.byMount() {
@@ -196,6 +201,8 @@ func (m *Mount) Info() Info {
 	switch {
 	case m.opt.Checked:
 		i.Why = "every read shall be checked"
+	case m.opt.NoPassthrough:
+		i.Why = "it was asked for"
 	case !m.kernelPasses():
 		i.Why = "the kernel cannot: Linux 6.9 or newer, built with CONFIG_FUSE_PASSTHROUGH, can"
 	case t.mu.never && t.mu.refused == syscall.EPERM:
@@ -203,7 +210,7 @@ func (m *Mount) Info() Info {
 	case t.mu.refused != nil:
 		i.Why = "the kernel did not take a file: " + t.mu.refused.Error()
 	}
-	i.Passthrough = !m.opt.Checked && m.kernelPasses() && !t.mu.never
+	i.Passthrough = !m.declined() && m.kernelPasses() && !t.mu.never
 	return i
 }
 

@@ -25,7 +25,7 @@ they are there:
 
 Only committed sets are shown. Files that are whole on this node are read by the kernel itself
 where it can (Linux 6.9, and a daemon that runs as root), others come through the daemon, from
-a peer or the remote tier. A daemon that starts again has the mounts of the last one.`,
+a peer or the remote tier. A daemon that is not root's needs fusermount3 (Debian's package fuse3). A daemon that starts again has the mounts of the last one.`,
 		RunE: func(cmd *cobra.Command, dirs []string) error {
 			return a.with(cmd.Context(), func(c *ckpt.Client) error {
 				if len(dirs) == 0 {
@@ -53,19 +53,22 @@ a peer or the remote tier. A daemon that starts again has the mounts of the last
 		},
 	}
 	cmd.Flags().BoolVar(&req.AllowOther, "allow-other", false, "let other users look in too")
+	cmd.Flags().BoolVar(&req.NoPassthrough, "no-passthrough", false, "everything goes through the daemon, as where the kernel cannot do otherwise")
 	cmd.Flags().BoolVar(&req.Checked, "checked", false, "check every byte that is read, instead of having the kernel read files itself")
 	return cmd
 }
 
-func printMount(w io.Writer, m *wire.Mount) {
+func printMount(w io.Writer, m *wire.Mount) { fmt.Fprintln(w, mountLine(m)) }
+
+func mountLine(m *wire.Mount) string {
 	how := "the kernel reads what is whole on this node"
 	switch {
 	case !m.Mounted:
-		how = "not mounted yet; `ckpt status` tells why"
+		how = "not mounted yet; the trouble in `ckpt status` tells why"
 	case !m.Passthrough:
 		how = "everything goes through the daemon: " + m.Why
 	}
-	fmt.Fprintf(w, "%s  %s open; %s\n", m.Dir, plural(m.Open, "file", "files"), how)
+	return fmt.Sprintf("%s  %s open; %s", m.Dir, plural(m.Open, "file", "files"), how)
 }
 
 func newUnmountCmd(a *app) *cobra.Command {

@@ -76,6 +76,9 @@ func (a *app) printStatus(w io.Writer, s *wire.Status) {
 		for _, d := range s.Drafts {
 			row("draft", draftLine(a, d))
 		}
+		for i := range s.Mounts {
+			row("mount", mountLine(&s.Mounts[i]))
+		}
 		if s.Repair != "" {
 			row("repair", s.Repair)
 		}

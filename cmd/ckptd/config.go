@@ -98,7 +98,7 @@ func (s *settings) flags(f *pflag.FlagSet) {
 	f.StringVar(&s.TargetProbe, "target-probe", "5s", "time between two looks at each target; two without an answer make it suspect")
 	f.StringVar(&s.TargetDown, "target-down", "30s", "a target that nobody reached for so long is down: what it held is rebuilt elsewhere")
 	f.StringSliceVar(&s.AllowUIDs, "allow-uid", nil, "user id that may use the socket besides the daemon's own and root, may be repeated")
-	f.StringSliceVar(&s.Mounts, "mount", nil, "empty folder in which to show checkpoints and datasets as files, may be repeated; as ckpt mount")
+	f.StringArrayVar(&s.Mounts, "mount", nil, "empty folder in which to show checkpoints and datasets as files, as ckpt mount, may be repeated: "+mountSyntax)
 	f.BoolVar(&s.MountOther, "mount-allow-other", false, "let other users look into --mount too")
 	f.BoolVar(&s.MountCheck, "mount-checked", false, "check every byte that is read from --mount, instead of having the kernel read files itself")
 	f.BoolVar(&s.StopAtEOF, "stop-at-eof", false, "stop when standard input, a pipe, ends: when the process that started the daemon is gone")

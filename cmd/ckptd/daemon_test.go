@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,7 +44,8 @@ func TestMain(m *testing.M) {
 // daemon is one ckptd process, which may be killed and started again.
 type daemon struct {
 	t      testing.TB
-	host   *netHost // nil: this one
+	host   *netHost            // nil: this one
+	cred   *syscall.Credential // nil: the test's own user
 	name   string
 	dir    string
 	socket string
@@ -130,6 +132,9 @@ func (d *daemon) launch() {
 	d.t.Helper()
 	d.cmd = d.host.program(d.flags...)
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if d.cred != nil { // who may not look into the folder of the test's program
+		d.cmd.Path, d.cmd.SysProcAttr = "/proc/self/exe", &syscall.SysProcAttr{Credential: d.cred}
+	}
 	if d.stdin != nil {
 		d.cmd.Stdin = d.stdin
 	}

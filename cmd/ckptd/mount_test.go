@@ -42,12 +42,23 @@ func sameShard(file string, step int64) error {
 // TestMount looks at checkpoints through a mount: names, bytes, what is not
 // there; a daemon that dies and comes back; copies that are lost and read from
 // the targets; a set that is removed while a file of it is open.
+//
+// All of it twice: as the kernel can, and as where it has no passthrough.
 func TestMount(t *testing.T) {
 	t.Parallel()
+	for _, without := range []bool{false, true} {
+		t.Run(fmt.Sprintf("NoPassthrough=%v", without), func(t *testing.T) {
+			t.Parallel()
+			lookThroughMount(t, without)
+		})
+	}
+}
+
+func lookThroughMount(t *testing.T, without bool) {
 	d, c := corruptible(t)
 	dir := t.TempDir()
-	m := mountAt(t, c, wire.MountRequest{Dir: dir})
-	if !m.Mounted || !m.Passthrough && m.Why == "" {
+	m := mountAt(t, c, wire.MountRequest{Dir: dir, NoPassthrough: without})
+	if !m.Mounted || !m.Passthrough && m.Why == "" || without && (m.Passthrough || m.Why != "it was asked for") {
 		t.Errorf("mounted as %+v", m)
 	}
 	run := filepath.Join(dir, "checkpoints", "job")
@@ -99,11 +110,15 @@ func TestMount(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(run, "1", "x"), nil, 0o600); err == nil {
 		t.Error("a committed set can be written to")
 	}
-	if again, err := c.Mount(t.Context(), wire.MountRequest{Dir: dir}); err != nil || !again.Mounted {
+	if again, err := c.Mount(t.Context(), wire.MountRequest{Dir: dir, NoPassthrough: without}); err != nil || !again.Mounted {
 		t.Errorf("mounted again: %+v, %v", again, err)
 	}
 	if _, err := c.Mount(t.Context(), wire.MountRequest{Dir: dir, Checked: true}); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("mounted with other settings: %v, want fs.ErrExist", err)
+	}
+
+	if all, err := c.Mounts(t.Context()); err != nil || len(all) != 1 || m.Passthrough != (all[0].Passed > 0) {
+		t.Errorf("mounts: %+v, %v; want opens in passthrough, or none where there is none", all, err)
 	}
 
 	// The daemon dies; what the kernel reads by itself goes on.

@@ -174,11 +174,12 @@ func nodeConfig(s *settings, log *slog.Logger) (cfg ckptd.Config, err error) {
 		}
 		cfg.UIDs = append(cfg.UIDs, uint32(v))
 	}
-	for _, dir := range s.Mounts {
-		if dir, err = filepath.Abs(dir); err != nil {
-			return cfg, fmt.Errorf("--mount: %w", err)
+	for _, spec := range s.Mounts {
+		req, err := parseMount(spec, wire.MountRequest{AllowOther: s.MountOther, Checked: s.MountCheck})
+		if err != nil {
+			return cfg, fmt.Errorf("--mount %s: %w", spec, err)
 		}
-		cfg.Mounts = append(cfg.Mounts, wire.MountRequest{Dir: dir, AllowOther: s.MountOther, Checked: s.MountCheck})
+		cfg.Mounts = append(cfg.Mounts, req)
 	}
 	if s.TokenFile != "" {
 		if cfg.Token, err = readToken(s.TokenFile); err != nil {

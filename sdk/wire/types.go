@@ -128,8 +128,9 @@ type Status struct {
 		DrainBytes int64 `json:"drain_bytes"` // bytes
 		Verify     int   `json:"verify"`
 	} `json:"backlog"`
-	Cache   Cache    `json:"cache"`            // of packs of datasets
-	Drafts  []Draft  `json:"drafts"`           // on this node, the first hundred
+	Cache   Cache    `json:"cache"`  // of packs of datasets
+	Drafts  []Draft  `json:"drafts"` // on this node, the first hundred
+	Mounts  []Mount  `json:"mounts"`
 	Repair  string   `json:"repair,omitempty"` // what is being mended on the remote tier, one sentence
 	Trouble []string `json:"trouble"`          // anything wrong, one sentence each; empty is healthy
 }
@@ -276,17 +277,18 @@ type RepairResult struct {
 
 // Mount is what a daemon shows as files in a folder of its machine.
 type Mount struct {
-	Dir         string `json:"dir"`
-	Mounted     bool   `json:"mounted"` // it is there now
-	AllowOther  bool   `json:"allow_other"`
-	Checked     bool   `json:"checked"`
-	Kernel      string `json:"kernel,omitempty"` // version of its FUSE protocol
-	Passthrough bool   `json:"passthrough"`
-	Why         string `json:"why,omitempty"` // there is no passthrough
-	Open        int    `json:"open"`          // files, now
-	Plain       int64  `json:"opens_plain"`   // since it was mounted, by how they are served
-	Direct      int64  `json:"opens_direct"`
-	Passed      int64  `json:"opens_passthrough"`
+	Dir           string `json:"dir"`
+	Mounted       bool   `json:"mounted"` // it is there now
+	AllowOther    bool   `json:"allow_other"`
+	Checked       bool   `json:"checked"`
+	NoPassthrough bool   `json:"no_passthrough"`   // it was asked for
+	Kernel        string `json:"kernel,omitempty"` // version of its FUSE protocol
+	Passthrough   bool   `json:"passthrough"`
+	Why           string `json:"why,omitempty"` // there is no passthrough
+	Open          int    `json:"open"`          // files, now
+	Plain         int64  `json:"opens_plain"`   // since it was mounted, by how they are served
+	Direct        int64  `json:"opens_direct"`
+	Passed        int64  `json:"opens_passthrough"`
 }
 
 // Mounts is the answer of /v1/mounts.
@@ -390,9 +392,10 @@ type (
 		Wait bool   `json:"wait,omitempty"` // until it is done; otherwise it goes on without the caller
 	}
 	MountRequest struct {
-		Dir        string `json:"dir"` // absolute
-		AllowOther bool   `json:"allow_other,omitempty"`
-		Checked    bool   `json:"checked,omitempty"` // no passthrough: every byte that is read is checked
+		Dir           string `json:"dir"` // absolute
+		AllowOther    bool   `json:"allow_other,omitempty"`
+		NoPassthrough bool   `json:"no_passthrough,omitempty"` // everything goes through the daemon, as where the kernel cannot do otherwise
+		Checked       bool   `json:"checked,omitempty"`        // no passthrough: every byte that is read is checked
 	}
 	UnmountRequest struct {
 		Dir string `json:"dir"`

@@ -3,7 +3,7 @@
 # Installs those of Debian's packages that are missing, or says how.
 set -euo pipefail
 die() { echo >&2 "$*"; exit 1; }
-command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || die "this machine has no apt: RDMA is built and tested on Debian and Ubuntu, with $*"
+command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || die "this machine has no apt: install by hand what Debian has in $*"
 missing=()
 for p in "$@"; do
 	dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")

@@ -1,0 +1,41 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/sdk/wire"
+)
+
+// mountSyntax is what --mount takes.
+const mountSyntax = "DIR[,allow-other][,checked][,no-passthrough]"
+
+// parseMount reads one --mount; what it does not say is as in base.
+func parseMount(spec string, base wire.MountRequest) (wire.MountRequest, error) {
+	bad := func(format string, args ...any) (wire.MountRequest, error) {
+		return base, fmt.Errorf("%w: %s; want %s", catalog.ErrInvalid, fmt.Sprintf(format, args...), mountSyntax)
+	}
+	dir, options, _ := strings.Cut(spec, ",")
+	if dir == "" {
+		return bad("no folder")
+	}
+	var err error
+	if base.Dir, err = filepath.Abs(dir); err != nil {
+		return base, err
+	}
+	for _, o := range strings.FieldsFunc(options, func(r rune) bool { return r == ',' }) {
+		switch o {
+		case "allow-other":
+			base.AllowOther = true
+		case "checked":
+			base.Checked = true
+		case "no-passthrough":
+			base.NoPassthrough = true
+		default:
+			return bad("%q is no option of a mount", o)
+		}
+	}
+	return base, nil
+}

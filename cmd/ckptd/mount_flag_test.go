@@ -1,0 +1,27 @@
+package main
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/sdk/wire"
+)
+
+func TestMountFlag(t *testing.T) {
+	for spec, want := range map[string]wire.MountRequest{
+		"/mnt":                            {Dir: "/mnt"},
+		"/mnt/../a b":                     {Dir: "/a b"},
+		"/mnt,checked":                    {Dir: "/mnt", Checked: true},
+		"/mnt,allow-other,no-passthrough": {Dir: "/mnt", AllowOther: true, NoPassthrough: true},
+	} {
+		if got, err := parseMount(spec, wire.MountRequest{}); err != nil || got != want {
+			t.Errorf("parseMount(%q) = %+v, %v, want %+v", spec, got, err, want)
+		}
+	}
+	for _, spec := range []string{"", ",checked", "/mnt,fast", "/mnt,checked=1"} {
+		if _, err := parseMount(spec, wire.MountRequest{}); !errors.Is(err, catalog.ErrInvalid) {
+			t.Errorf("parseMount(%q): %v, want ErrInvalid", spec, err)
+		}
+	}
+}
