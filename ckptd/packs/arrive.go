@@ -66,6 +66,7 @@ func (c *Cache) arrive(ctx context.Context, e *entry, want int64, why purpose) (
 	closed := c.mu.closed
 	if !closed {
 		e.users++ // the arrival's own
+		c.mu.coming++
 		c.wg.Add(1)
 	}
 	c.mu.Unlock()
@@ -98,6 +99,7 @@ func (c *Cache) stage(ctx context.Context, ref restore.ShardRef) (*localtier.Ing
 // run fetches everything, and publishes the copy.
 func (a *arrival) run(e *entry) {
 	c := a.c
+	defer c.ended()
 	defer c.leave(e)
 	defer a.feed.close()
 	err := a.fetch(c.ctx)
@@ -160,34 +162,92 @@ func (a *arrival) restart() {
 
 // work fetches chunks until none is left.
 func (a *arrival) work(ctx context.Context) error {
-	var buf []byte
-	for {
-		select {
-		case a.c.memory <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		i, ok := a.next()
-		if !ok {
-			<-a.c.memory
-			return nil
-		}
-		if buf == nil {
-			buf = make([]byte, min(chunkSize, a.ref.Size))
-		}
-		off := int64(i) * chunkSize
-		p := buf[:min(chunkSize, a.ref.Size-off)]
-		err := a.feed.read(ctx, p, off)
-		if err == nil {
-			if werr := a.in.WriteAt(p, off); werr != nil {
-				err = fmt.Errorf("%w: %w", errNoKeep, werr)
-			}
-		}
-		<-a.c.memory
-		if err != nil {
+	for more := true; more; {
+		var err error
+		if more, err = a.some(ctx); err != nil {
 			return err
 		}
-		a.came(i, int64(len(p)))
+	}
+	return nil
+}
+
+// some fetches one chunk, if one is left.
+func (a *arrival) some(ctx context.Context) (more bool, err error) {
+	buf, done, err := a.c.take(ctx, a.feed)
+	if err != nil {
+		return false, err
+	}
+	defer func() { done(buf) }()
+	i, ok := a.next()
+	if !ok {
+		return false, nil
+	}
+	off := int64(i) * chunkSize
+	n := min(chunkSize, a.ref.Size-off)
+	if int64(cap(buf)) < n {
+		buf = make([]byte, n)
+	}
+	p := buf[:n]
+	if err := a.feed.read(ctx, p, off); err != nil {
+		return false, err
+	}
+	if err := a.in.WriteAt(p, off); err != nil {
+		return false, fmt.Errorf("%w: %w", errNoKeep, err)
+	}
+	a.came(i, n)
+	return true, nil
+}
+
+// take waits for memory of a chunk; what it gives may have to be made larger,
+// and goes back by give, for the next one. No more than half of all is lent to
+// reads that wait for another node, which may wait for this one in turn: the
+// rest is for what comes first hand.
+func (c *Cache) take(ctx context.Context, f *feed) (b []byte, give func([]byte), err error) {
+	waits := f.waits()
+	if waits {
+		select {
+		case c.behind <- struct{}{}:
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+	give = func(b []byte) {
+		c.memory <- b
+		if waits {
+			<-c.behind
+		}
+	}
+	select {
+	case b = <-c.memory:
+		return b, give, nil
+	case <-ctx.Done():
+		if waits {
+			<-c.behind
+		}
+		return nil, nil, ctx.Err()
+	}
+}
+
+// ended counts an arrival out; after the last one nothing needs memory.
+func (c *Cache) ended() {
+	c.mu.Lock()
+	c.mu.coming--
+	last := c.mu.coming == 0
+	c.mu.Unlock()
+	if last {
+		c.forget()
+	}
+}
+
+// forget lets go of the memory that nobody uses.
+func (c *Cache) forget() {
+	for range cap(c.memory) {
+		select {
+		case <-c.memory:
+			c.memory <- nil
+		default:
+			return
+		}
 	}
 }
 

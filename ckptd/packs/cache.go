@@ -24,7 +24,8 @@ type Options struct {
 	// Quota bounds the copies, in bytes, whole and arriving; default half of
 	// the tier's.
 	Quota int64
-	// Memory bounds what is on its way to the disk, in bytes; default 64 MiB.
+	// Memory bounds what is on its way to the disk, in bytes, and as much again
+	// what is read without being kept; default 64 MiB.
 	Memory int64
 	Policy string // ByNext (default) or ByLRU
 	// Retries is how often all sources are asked again for a chunk; default 4.
@@ -48,7 +49,9 @@ const MaxRetries = 100
 type Cache struct {
 	opt    Options
 	log    *slog.Logger
-	memory chan struct{} // a token a chunk
+	memory chan []byte   // a token a chunk, and its memory, nil while nothing arrives
+	behind chan struct{} // a place for each chunk that another node may have to fetch first
+	shown  chan struct{} // a place for each chunk that a stream keeps
 	stats  counters
 
 	ctx    context.Context // ends with Close
@@ -64,6 +67,7 @@ type Cache struct {
 		copies  map[catalog.SetID]*kept  // whole copies on this node's disks
 		open    map[catalog.SetID]*entry // shards that are open or arriving
 		arrives int64                    // bytes reserved for arriving copies
+		coming  int                      // arrivals
 		next    map[catalog.SetID]int64  // see SetNext
 		checked map[catalog.SetID]bool   // own blobs whose every block was checked by this process
 	}
@@ -97,7 +101,12 @@ func New(opt Options) *Cache {
 	if opt.Log == nil {
 		opt.Log = slog.Default()
 	}
-	c := &Cache{opt: opt, log: opt.Log, memory: make(chan struct{}, max(1, opt.Memory/chunkSize))}
+	c := &Cache{opt: opt, log: opt.Log, memory: make(chan []byte, max(2, opt.Memory/chunkSize))}
+	c.behind = make(chan struct{}, cap(c.memory)/2)
+	c.shown = make(chan struct{}, cap(c.memory))
+	for range cap(c.memory) {
+		c.memory <- nil
+	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.mu.quota, c.mu.policy, c.mu.retries = opt.Quota, opt.Policy, opt.Retries
 	c.mu.copies, c.mu.open = map[catalog.SetID]*kept{}, map[catalog.SetID]*entry{}

@@ -21,5 +21,6 @@
 //     known, else what was used longest ago.
 //  6. A crash leaves no half copy; whole ones are found again. One that turns
 //     bad is put aside and fetched anew.
-//  7. Memory is bounded by Options.Memory, over all that arrives.
+//  7. Memory is bounded by Options.Memory, over all that arrives, and as much
+//     again over all that is read without being kept.
 package packs

@@ -163,6 +163,19 @@ func (f *feed) askSeal(key, who string, ask func() (*catalog.Seal, error)) error
 	return nil
 }
 
+// waits says whether the next read may have to wait for what another node
+// fetches in turn.
+func (f *feed) waits() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.mu.sources {
+		if f.mu.bad[s.Name()] == nil && f.mu.corrupt[s.Name()] == nil {
+			return s.Waits()
+		}
+	}
+	return !f.firstHand && f.mu.round == 0 // nobody was asked for yet
+}
+
 func (f *feed) isBad(s Source) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -29,6 +29,7 @@ type store struct {
 	reads  int           // asked
 	gate   chan struct{} // nil: open; a token lets one read through
 	fail   error         // of every read
+	fails  int           // of the first so many only; 0: of all
 	sealed bool          // it has seals
 	bad    bool          // it flips a bit
 	name   string
@@ -43,12 +44,16 @@ type storeSource struct {
 
 func (s storeSource) Name() string { return s.s.name }
 func (s storeSource) Kind() Kind   { return s.s.kind }
+func (s storeSource) Waits() bool  { return s.s.kind == Peer && s.s.gate != nil }
 func (s storeSource) Whole() bool  { return s.s.kind == Remote || s.s.sealed || s.s.whole }
 
 func (s storeSource) ReadBlocks(ctx context.Context, p []byte, off int64) error {
 	s.s.mu.Lock()
 	s.s.reads++
 	gate, fail := s.s.gate, s.s.fail
+	if s.s.fails > 0 && s.s.reads > s.s.fails {
+		fail = nil
+	}
 	b, ok := s.s.blobs[s.ref.Set]
 	s.s.mu.Unlock()
 	if gate != nil {

@@ -22,7 +22,20 @@ func newStream(c *Cache, ref restore.ShardRef, firstHand bool) *stream {
 	return &stream{feed: newFeed(c, ref, firstHand), since: time.Now()}
 }
 
-func (s *stream) close() { s.feed.close() }
+func (s *stream) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clear()
+	s.feed.close()
+}
+
+// clear forgets the chunk; the lock is held.
+func (s *stream) clear() {
+	if s.buf != nil {
+		s.buf = nil
+		<-s.feed.c.shown
+	}
+}
 
 // readAt fills p, which lies within the shard.
 func (s *stream) readAt(ctx context.Context, p []byte, off int64) (int, error) {
@@ -40,26 +53,33 @@ func (s *stream) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 func (s *stream) some(ctx context.Context, p []byte, off int64) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if off < s.off || off >= s.off+int64(len(s.buf)) {
-		c := s.feed.c
-		select {
-		case c.memory <- struct{}{}:
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		}
-		defer func() { <-c.memory }()
-		at := off / chunkSize * chunkSize
-		buf := s.buf[:0]
-		if cap(buf) == 0 {
-			buf = make([]byte, 0, chunkSize)
-		}
-		buf = buf[:min(chunkSize, s.feed.ref.Size-at)]
-		s.buf = buf[:0] // nothing, should the read fail
-		if err := s.feed.read(ctx, buf, at); err != nil {
-			return 0, err
-		}
-		s.off, s.buf = at, buf
-		c.stats.streamed.Add(int64(len(buf)))
+	if s.buf != nil && off >= s.off && off < s.off+int64(len(s.buf)) {
+		return copy(p, s.buf[off-s.off:]), nil
 	}
-	return copy(p, s.buf[off-s.off:]), nil
+	s.clear()
+	c := s.feed.c
+	buf, give, err := c.take(ctx, s.feed)
+	if err != nil {
+		return 0, err
+	}
+	at := off / chunkSize * chunkSize
+	size := min(chunkSize, s.feed.ref.Size-at)
+	if int64(cap(buf)) < size {
+		buf = make([]byte, size)
+	}
+	chunk := buf[:size]
+	if err := s.feed.read(ctx, chunk, at); err != nil {
+		give(buf)
+		return 0, err
+	}
+	n := copy(p, chunk[off-at:])
+	c.stats.streamed.Add(size)
+	select {
+	case c.shown <- struct{}{}: // it is kept for the next read
+		s.off, s.buf = at, chunk
+		give(nil)
+	default:
+		give(buf)
+	}
+	return n, nil
 }

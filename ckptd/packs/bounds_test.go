@@ -1,0 +1,109 @@
+package packs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/restore"
+)
+
+// counting counts the reads under way, and the bytes of memory they fill.
+type counting struct {
+	Source
+	now, most *atomic.Int64
+}
+
+func (c counting) ReadBlocks(ctx context.Context, p []byte, off int64) error {
+	n := c.now.Add(int64(cap(p)))
+	defer c.now.Add(-int64(cap(p)))
+	for old := c.most.Load(); n > old && !c.most.CompareAndSwap(old, n); old = c.most.Load() {
+	}
+	return c.Source.ReadBlocks(ctx, p, off)
+}
+
+// Promise 7: however much arrives, and is read without being kept, at a time.
+func TestPromise7Memory(t *testing.T) {
+	const memory = 4 * chunkSize
+	remote := &store{name: "remote", kind: Remote}
+	w := newWorld(t, Options{Quota: 60 * mib, Memory: memory}, remote)
+	var now, most atomic.Int64
+	sources := w.c.opt.Sources
+	w.c.opt.Sources = func(ctx context.Context, ref restore.ShardRef, firstHand bool) ([]Source, func(), error) {
+		all, done, err := sources(ctx, ref, firstHand)
+		for i := range all {
+			all[i] = counting{all[i], &now, &most}
+		}
+		return all, done, err
+	}
+	var refs []restore.ShardRef
+	for i := range int64(12) {
+		refs = append(refs, w.pack(i, 9*mib))
+	}
+	var wg sync.WaitGroup
+	for _, ref := range refs { // half of them find no room
+		h := w.open(ref)
+		wg.Go(func() { w.same(h) })
+	}
+	wg.Wait()
+	w.c.wg.Wait()
+	if most.Load() > memory || most.Load() < 2*chunkSize {
+		t.Errorf("%d bytes of memory at a time, want up to %d", most.Load(), memory)
+	}
+	if len(w.c.memory) != cap(w.c.memory) || len(w.c.behind) != 0 {
+		t.Errorf("chunks left behind: %d shown, %d of %d free, %d waiting", len(w.c.shown), len(w.c.memory), cap(w.c.memory), len(w.c.behind))
+	}
+	if s := w.c.Stats(); s.Streamed == 0 || s.Copies == 0 {
+		t.Errorf("counted %+v, want copies, and bytes without one", s)
+	}
+}
+
+// Two nodes that wait for each other leave memory for what each has to fetch.
+func TestWaitingNodesLeaveMemory(t *testing.T) {
+	peer := &store{name: "peer n2", kind: Peer, gate: make(chan struct{})}
+	remote := &store{name: "remote", kind: Remote, whole: true}
+	w := newWorld(t, Options{Memory: 4 * chunkSize}, peer, remote)
+	for i := range int64(6) {
+		w.open(w.pack(i, 9*mib)) // each waits for the other node
+	}
+	h, err := w.c.OpenFirstHand(t.Context(), w.pack(77, 9*mib))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	w.same(h) // for which the other node waits
+	close(peer.gate)
+}
+
+// Promise 3: all sources are asked again as often as the budget says.
+func TestPromise3RetryBudget(t *testing.T) {
+	for _, c := range []struct{ retries, fails, reads int }{
+		{1, 1, 2}, {3, 3, 4}, {3, 99, 4}, {1, 99, 2},
+	} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				remote := &store{name: "remote", kind: Remote, fail: fmt.Errorf("%w: away", catalog.ErrUnavailable), fails: c.fails}
+				w := newWorld(t, Options{Retries: c.retries}, remote)
+				begin := time.Now()
+				h := w.open(w.pack(1, mib))
+				_, err := h.ReadAt(t.Context(), make([]byte, mib), 0)
+				if wantErr := c.fails > c.retries; wantErr != errors.Is(err, catalog.ErrUnavailable) || !wantErr && err != nil {
+					t.Errorf("got %v", err)
+				}
+				if remote.reads != c.reads {
+					t.Errorf("asked %d times, want %d", remote.reads, c.reads)
+				}
+				if took := time.Since(begin); took < firstPause/2 || took > time.Duration(c.retries)*maxPause*3/2 {
+					t.Errorf("it took %v", took)
+				}
+				w.stop()
+			})
+		})
+	}
+}
