@@ -282,13 +282,14 @@ func TestStoryDatasetRebuild(t *testing.T) {
 	const wait = 3 * time.Second
 	d := newDaemon(t, "n1", "--pack-patience", wait.String(), "--grace", "1ms")
 	c := d.start().dial()
-	for _, name := range []string{"pets", "cats"} {
+	for _, name := range []string{"pets", "cats", "dogs"} {
 		if _, err := importTree(t.Context(), d.socket, dir, name); err != nil {
 			t.Fatal(err)
 		}
 		awaitVersion(t, c, name, catalog.Verified)
 	}
 	packs := packsOf(t, c, "cats")
+	dog := packsOf(t, c, "dogs")[0]
 	before, err := c.DatasetVersion(t.Context(), "pets@1")
 	if err != nil {
 		t.Fatal(err)
@@ -297,7 +298,8 @@ func TestStoryDatasetRebuild(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(d.dir, "data", "catalog")); err != nil {
 		t.Fatal(err)
 	}
-	for _, f := range filesOf(t, filepath.Join(d.dir, "data"), "_datasets/cats") {
+	data := filepath.Join(d.dir, "data")
+	for _, f := range append(filesOf(t, data, "_datasets/cats"), filesOf(t, data, fmt.Sprintf("_packs/dogs/%012d-", dog.Step))...) {
 		if err := os.Remove(f); err != nil {
 			t.Fatal(err)
 		}
@@ -312,6 +314,9 @@ func TestStoryDatasetRebuild(t *testing.T) {
 		if strings.Contains(p, "pets") {
 			t.Error(p)
 		}
+	}
+	if !slices.ContainsFunc(res.Problems, func(p string) bool { return strings.HasPrefix(p, "dogs@1: ") && strings.Contains(p, dog.ID) }) {
+		t.Errorf("the rebuild does not tell of the pack that dogs@1 misses: %q", res.Problems)
 	}
 	after, err := c.DatasetVersion(t.Context(), "pets@1")
 	if err != nil || after.Digest != before.Digest || len(after.PackList) != len(before.PackList) || after.Level < catalog.Local {
