@@ -18,7 +18,9 @@ import (
 )
 
 func newExportCmd(a *app) *cobra.Command {
-	var from string
+	var from, maxFile string
+	var hf bool
+	var opt hfOptions
 	cmd := &cobra.Command{
 		Use: "export REF DEST", Short: "Copy a set out as plain files that are complete and readable alone",
 		Long: `Copies a set to DEST, a directory or s3://BUCKET/PREFIX?endpoint=https://HOST:PORT: for each
@@ -28,11 +30,21 @@ is checked on the way. Credentials of a bucket come from AWS_ACCESS_KEY_ID and
 AWS_SECRET_ACCESS_KEY, ~/.aws/credentials, or the machine's role.
 
 An export that was interrupted leaves whole files and no manifest: the same command goes on
-from them. ` + "`ckpt import`" + ` brings the set back, here or elsewhere.`,
+from them. ` + "`ckpt import`" + ` brings the set back, here or elsewhere.
+
+With --hf the new folder DEST gets whole tensors in Hugging Face's layout instead: model.safetensors,
+or numbered files and model.safetensors.index.json; pieces that ranks hold are put together. It
+appears when all is there. Choose the model's tensors, under its own names, with --strip model.`,
 		Args: args(2, 2), ValidArgsFunction: a.completeRef,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkRef(args[0]); err != nil {
 				return err
+			}
+			if hf {
+				return a.exportHFTo(cmd.Context(), args[0], from, args[1], maxFile, opt)
+			}
+			if len(opt.only) > 0 || opt.strip != "" || cmd.Flags().Changed("max-file") {
+				return usage("--only, --strip and --max-file are for --hf: an export is the whole set")
 			}
 			to, err := storeOf(args[1])
 			if err != nil {
@@ -42,6 +54,10 @@ from them. ` + "`ckpt import`" + ` brings the set back, here or elsewhere.`,
 		},
 	}
 	cmd.Flags().StringVar(&from, "from", "", "read from this tier only: local, peer or remote")
+	cmd.Flags().BoolVar(&hf, "hf", false, "whole tensors in Hugging Face's layout, to be loaded by from_pretrained beside a config.json")
+	cmd.Flags().StringArrayVar(&opt.only, "only", nil, "with --hf: only tensors whose name matches; may be repeated")
+	cmd.Flags().StringVar(&opt.strip, "strip", "", "with --hf: only tensors whose name begins so, and without that beginning")
+	cmd.Flags().StringVar(&maxFile, "max-file", "5GiB", "with --hf: most bytes of tensors in a file")
 	return cmd
 }
 
