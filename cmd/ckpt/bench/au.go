@@ -87,16 +87,13 @@ func (b *bench) accelerators(ctx context.Context, w workload) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, ds.Close()) }()
-	product, at, err := most(ctx, w, ds, func(ctx context.Context, batch []int64, _ []byte) error {
+	product := climb{enough: w.enough, read: func(ctx context.Context, batch []int64, _ []byte) error {
 		return ds.Batch(ctx, batch, func(_ int, s ckpt.Sample) error {
 			touched.Add(touch(s.Data[0]))
 			return nil
 		})
-	})
-	if err != nil {
-		return err
-	}
-	plain, plainAt, err := most(ctx, w, ds, func(_ context.Context, batch []int64, buf []byte) error {
+	}}
+	plain := climb{enough: w.enough, read: func(_ context.Context, batch []int64, buf []byte) error {
 		for _, i := range batch {
 			f, err := os.Open(file(i))
 			if err != nil {
@@ -110,16 +107,16 @@ func (b *bench) accelerators(ctx context.Context, w workload) (err error) {
 			touched.Add(touch(buf[:n]))
 		}
 		return nil
-	})
-	if err != nil {
+	}}
+	if err := climbTogether(ctx, w, ds, &product, &plain); err != nil {
 		return err
 	}
 	detail := fmt.Sprintf("accelerators at %.0f %% (%.1f %% of %d; plain files: %.1f %% of %d); batches of %d × %d bytes, %v each%s; %s of data (a submission has 5 × memory: %s), so it is in the page cache after once; compute is waited for",
-		100*w.enough, 100*at, product, 100*plainAt, plain, w.batch, w.bytes, w.step, scaleOf(w), amount(float64(int64(n)*w.bytes), "B"), amount(5*memory(), "B"))
-	if plain == 0 {
-		b.limit("au."+w.name, float64(product), "%s", detail)
+		100*w.enough, 100*product.busy, product.fed, 100*plain.busy, plain.fed, w.batch, w.bytes, w.step, scaleOf(w), amount(float64(int64(n)*w.bytes), "B"), amount(5*memory(), "B"))
+	if plain.fed == 0 {
+		b.limit("au."+w.name, float64(product.fed), "%s", detail)
 	} else {
-		b.versus("au."+w.name, []float64{float64(product)}, []float64{float64(plain)}, "%s", detail)
+		b.versus("au."+w.name, []float64{float64(product.fed)}, []float64{float64(plain.fed)}, "%s", detail)
 	}
 	return nil
 }
@@ -145,37 +142,60 @@ var touched atomic.Uint64
 
 type readBatch func(ctx context.Context, batch []int64, buf []byte) error
 
-// most is how many accelerators are kept busy enough, and how busy that many are.
-func most(ctx context.Context, w workload, ds *ckpt.Dataset, read readBatch) (n int, busy float64, err error) {
-	try := func(k int) (bool, error) {
-		u, err := emulate(ctx, w, ds, k, read)
-		if err == nil && u >= w.enough {
-			n, busy = k, u
+// climb finds how many accelerators one way of reading keeps busy enough: it
+// doubles their number until it is too large, and then halves the distance.
+type climb struct {
+	enough float64
+	read   readBatch
+
+	fed  int     // accelerators that are busy enough
+	busy float64 // how busy so many are
+	bad  int     // the smallest number that was too large; 0: none yet
+}
+
+// next is the number to try; false when it is known well enough.
+func (c *climb) next() (k int, more bool) {
+	if c.bad == 0 {
+		k = max(1, 2*c.fed)
+		return k, k <= maxEmulations
+	}
+	// Finer is within what a run differs from the next.
+	return (c.fed + c.bad) / 2, c.bad-c.fed > max(1, c.fed/16)
+}
+
+// learn takes how busy k accelerators were.
+func (c *climb) learn(k int, busy float64) {
+	if busy >= c.enough {
+		c.fed, c.busy = k, busy
+	} else {
+		c.bad = k
+	}
+}
+
+// climbTogether lets both climb in turn, so that what else the machine does
+// meets them alike.
+func climbTogether(ctx context.Context, w workload, ds *ckpt.Dataset, both ...*climb) error {
+	for _, c := range both { // once, so that the data is in memory
+		if _, err := emulate(ctx, w, ds, 1, c.read); err != nil {
+			return err
 		}
-		return u >= w.enough, err
 	}
-	if _, err := emulate(ctx, w, ds, 1, read); err != nil { // once, so that the data is in memory
-		return 0, 0, err
-	}
-	bad := 1
-	for ; bad <= maxEmulations; bad *= 2 {
-		if ok, err := try(bad); err != nil || !ok {
-			if err != nil {
-				return 0, 0, err
+	for again := true; again; {
+		again = false
+		for _, c := range both {
+			k, more := c.next()
+			if !more {
+				continue
 			}
-			break
+			again = true
+			busy, err := emulate(ctx, w, ds, k, c.read)
+			if err != nil {
+				return err
+			}
+			c.learn(k, busy)
 		}
 	}
-	for bad-n > max(1, n/16) && n < maxEmulations { // finer is within what a run differs from the next
-		ok, err := try((n + bad) / 2)
-		if err != nil {
-			return 0, 0, err
-		}
-		if !ok {
-			bad = (n + bad) / 2
-		}
-	}
-	return n, busy, nil
+	return nil
 }
 
 // emulate runs k accelerators beside each other, each with an order of its own

@@ -46,3 +46,35 @@ func TestCompute(t *testing.T) {
 		})
 	}
 }
+
+// TestClimb: the number that is found is the largest that is busy enough, or as
+// near below it as is asked for, after few tries.
+func TestClimb(t *testing.T) {
+	for _, tt := range []struct{ most, least, tries int }{
+		{0, 0, 1},
+		{1, 1, 2},
+		{2, 2, 4},
+		{3, 3, 4},
+		{15, 15, 8},
+		{47, 45, 11},
+		{512, 512, 10},
+		{9999, 512, 10},
+	} {
+		c, tries := climb{enough: 0.9}, 0
+		for {
+			k, more := c.next()
+			if !more {
+				break
+			}
+			tries++
+			busy := 0.95
+			if k > tt.most {
+				busy = 0.5
+			}
+			c.learn(k, busy)
+		}
+		if c.fed < tt.least || c.fed > tt.most || tries > tt.tries {
+			t.Errorf("of at most %d: found %d after %d tries; want %d or more after %d", tt.most, c.fed, tries, tt.least, tt.tries)
+		}
+	}
+}
