@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -62,15 +63,21 @@ func (n *Node) evict(ctx context.Context, need int64) (freed int64, err error) {
 			})
 		}
 	}
-	for _, name := range localtier.PlanEvict(cands, need) {
-		src := from[name]
-		if err := n.evictShard(ctx, src.id, src.name, src.rank, src.root); err != nil {
-			if errors.Is(err, catalog.ErrConflict) {
-				continue // no longer safe, or being read
-			}
-			return freed, err
+	// What is being read stays; then others have to go, so it is planned anew.
+	for freed < need {
+		names := localtier.PlanEvict(cands, need-freed)
+		if len(names) == 0 {
+			break
 		}
-		freed += src.size
+		for _, name := range names {
+			src := from[name]
+			if err := n.evictShard(ctx, src.id, src.name, src.rank, src.root); err == nil {
+				freed += src.size
+			} else if !errors.Is(err, catalog.ErrConflict) { // no longer safe, or being read
+				return freed, err
+			}
+		}
+		cands = slices.DeleteFunc(cands, func(c localtier.Candidate) bool { return slices.Contains(names, c.Name) })
 	}
 	return freed, nil
 }
