@@ -9,19 +9,26 @@ import (
 	"strings"
 
 	"github.com/ckptd/ckptd/sdk/ckpt"
+	"github.com/ckptd/ckptd/sdk/wire"
 	"github.com/ckptd/ckptd/shardwriter/shardfile"
 )
 
 // input is an existing file to be saved as a shard.
 type input struct {
 	path string
-	size int64 // bytes of its tensors
+	size int64 // bytes of its tensors, or of a raw file
 	file *os.File
 	head *shardfile.Header // of a safetensors file
 	npz  *shardfile.NPZ
+	raw  os.FileInfo // of a file that is saved as it is
 }
 
-func openInput(path string) (*input, error) {
+// openInput opens a file by its kind: tensors of .safetensors and .npz, unless
+// raw is asked for; the bytes of any other.
+func openInput(path string, raw bool) (*input, error) {
+	if raw {
+		return openRaw(path)
+	}
 	switch strings.ToLower(filepath.Ext(path)) {
 	case ".safetensors":
 		return openSafetensors(path)
@@ -40,7 +47,7 @@ func openInput(path string) (*input, error) {
 		}
 		return in, nil
 	}
-	return nil, usage("%s: only .safetensors and .npz files can be saved", path)
+	return openRaw(path)
 }
 
 func openSafetensors(path string) (*input, error) {
@@ -58,7 +65,7 @@ func openSafetensors(path string) (*input, error) {
 	}
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, wire.WithHint(fmt.Errorf("open %s: %w", path, err), "--raw saves the file as it is, whatever is in it")
 	}
 	return &input{path: path, size: h.DataSize, file: f, head: h}, nil
 }
@@ -72,6 +79,9 @@ func (in *input) Close() error {
 
 // addTo adds every tensor to a save; add hears of the bytes as they are read.
 func (in *input) addTo(s *ckpt.Save, add func(int64)) error {
+	if in.raw != nil {
+		return in.addRaw(s, add)
+	}
 	if in.npz != nil {
 		for i, t := range in.npz.Specs {
 			r := &lazyReader{open: func() (io.Reader, error) { return in.npz.Open(i) }, add: add}

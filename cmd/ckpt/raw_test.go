@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/sdk/bundle"
@@ -106,8 +107,97 @@ func TestRawFiles(t *testing.T) {
 			t.Errorf("rank %d was %q %v, is %q %v", rank, a.File, a.Meta, b.File, b.Meta)
 		}
 	}
+	// The same bytes under another name are another set.
+	saveFiles(t, c, "renamed", []string{"a file.tar", "c.bin"}, data)
+	d.must("wait", "renamed@1")
+	if code, _, errs := d.ckpt("import", out, "renamed@1"); code != 6 {
+		t.Errorf("import where the same bytes have another name: %d %s, want a refusal", code, errs)
+	}
 	damage(t, filepath.Join(out, bundle.RawFile(0)), 1<<20+3)
 	if code, _, errs := d.ckpt("import", out, "bad@1"); code == 0 || !strings.Contains(errs, "damaged") {
 		t.Errorf("import of damaged bytes: %d %s", code, errs)
+	}
+}
+
+// TestSaveFiles: files of any kind are saved as they are, .safetensors as
+// tensors unless --raw says otherwise, and come back byte for byte.
+func TestSaveFiles(t *testing.T) {
+	d := startDaemon(t)
+	dir := t.TempDir()
+	write := func(name string, b []byte) string {
+		t.Helper()
+		p := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, b, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	opt := write("optimizer.pt", random(2<<20+7, 1))
+	conf := write("config.json", []byte("{}\n"))
+	broken := write("broken.safetensors", []byte("no header"))
+	twin, empty := write("other/config.json", []byte("[]")), write("empty", nil)
+
+	d.must("save", "job@1", opt, conf)
+	out := filepath.Join(t.TempDir(), "out")
+	d.must("restore", "job@1", out)
+	for _, p := range []string{opt, conf} {
+		want, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(out, filepath.Base(p))); err != nil || !bytes.Equal(b, want) {
+			t.Errorf("%s came back as %d bytes, %v", p, len(b), err)
+		}
+	}
+	// --only chooses raw files by their names.
+	some := filepath.Join(t.TempDir(), "some")
+	d.must("restore", "job@1", some, "--only", "*.json")
+	if list, err := os.ReadDir(some); err != nil || len(list) != 2 { // and the manifest
+		t.Errorf("--only gave %v, %v", list, err)
+	}
+	if code, _, errs := d.ckpt("restore", "job@1", filepath.Join(t.TempDir(), "none"), "--only", "lm_head"); code != 3 || !strings.Contains(errs, "no raw file") {
+		t.Errorf("nothing matches: exit %d\n%s", code, errs)
+	}
+	// What is no safetensors file is refused with the way out, and --raw is it.
+	if code, _, errs := d.ckpt("save", "job@2", broken); code == 0 || !strings.Contains(errs, "--raw") {
+		t.Errorf("exit %d, want a hint at --raw:\n%s", code, errs)
+	}
+	d.must("save", "job@2", broken, "--raw")
+	for _, c := range [][]string{{conf, twin}, {empty}, {dir}, {write("manifest.json", []byte("{}"))}} {
+		if code, _, errs := d.ckpt(append([]string{"save", "job@3"}, c...)...); code != 2 {
+			t.Errorf("save %v: exit %d, want 2\n%s", c, code, errs)
+		}
+	}
+	if code, out, _ := d.ckpt("ls", "job"); code != 0 || strings.Contains(out, "@3") {
+		t.Errorf("a refused save left something:\n%s", out)
+	}
+}
+
+// A file that somebody writes to while it is read is no shard.
+func TestSteadyFile(t *testing.T) {
+	p := filepath.Join(t.TempDir(), "log")
+	for name, change := range map[string]func() error{
+		"longer":  func() error { return os.WriteFile(p, []byte("longer than before"), 0o644) },
+		"shorter": func() error { return os.Truncate(p, 1) },
+		"other":   func() error { return os.Chtimes(p, time.Unix(1, 0), time.Unix(1, 0)) },
+	} {
+		if err := os.WriteFile(p, []byte("before"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		in, err := openRaw(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := steadyFile{in, func(int64) {}}
+		if n, err := f.ReadAt(make([]byte, 2), 0); n != 2 || err != nil {
+			t.Errorf("%s: %d, %v", name, n, err)
+		}
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.ReadAt(make([]byte, 2), 4); !errors.Is(err, catalog.ErrConflict) {
+			t.Errorf("%s: %v, want ErrConflict", name, err)
+		}
+		in.Close()
 	}
 }

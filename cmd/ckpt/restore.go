@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,7 +34,8 @@ func newRestoreCmd(a *app) *cobra.Command {
 		Long: `Writes rank-NNNNN.safetensors for each rank, and manifest.json, into the new folder DEST.
 A raw shard is written under the name of the file that it was.
 Every byte is checked on the way. DEST appears when all is there, or not at all.
-With --only the files hold the tensors that match (*, ? and [a-z] as in a shell).`,
+With --only the files hold the tensors that match (*, ? and [a-z] as in a shell); raw
+shards whose file name matches come whole.`,
 		Args: args(2, 2), ValidArgsFunction: a.completeRef,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkRef(args[0]); err != nil {
@@ -57,7 +59,7 @@ With --only the files hold the tensors that match (*, ? and [a-z] as in a shell)
 			})
 		},
 	}
-	cmd.Flags().StringArrayVar(&only, "only", nil, "only tensors whose name matches; may be repeated")
+	cmd.Flags().StringArrayVar(&only, "only", nil, "only tensors, and raw files, whose name matches; may be repeated")
 	cmd.Flags().StringVar(&from, "from", "", "read from this tier only: local, peer or remote")
 	return cmd
 }
@@ -84,7 +86,7 @@ type restored struct {
 
 // restore writes everything into a hidden folder beside dest and renames that.
 func (a *app) restore(ctx context.Context, r *ckpt.Reader, dest string, only []string) (err error) {
-	wanted, total, err := wantedTensors(r, only)
+	wanted, total, err := wantedOf(r.ID(), r.Manifest(), only)
 	if err != nil {
 		return err
 	}
@@ -108,17 +110,17 @@ func (a *app) restore(ctx context.Context, r *ckpt.Reader, dest string, only []s
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(restoresAtOnce)
 	for rank := range r.Manifest().Shards {
-		if wanted != nil && len(wanted[rank]) == 0 {
+		if wanted[rank].nothing() {
 			continue
 		}
 		file := names[rank]
 		out.Files = append(out.Files, file)
 		group.Go(func() error {
 			return create(filepath.Join(temp, file), func(f *os.File) error {
-				if wanted == nil {
+				if wanted[rank].whole {
 					return copyWhole(gctx, r, rank, f, p)
 				}
-				return copySome(gctx, r, rank, wanted[rank], f, p)
+				return copySome(gctx, r, rank, wanted[rank].tensors, f, p)
 			})
 		})
 	}
@@ -165,28 +167,41 @@ func fileNames(m *catalog.Manifest) ([]string, error) {
 	return names, nil
 }
 
-// wantedTensors chooses tensors by rank; nil is all of them, as whole files.
-func wantedTensors(r *ckpt.Reader, only []string) (wanted map[int][]catalog.Tensor, total int64, err error) {
-	if len(only) == 0 {
-		for _, s := range r.Manifest().Shards {
-			total += s.Size
-		}
-		return nil, total, nil
+// wanted is what is restored of one shard.
+type wanted struct {
+	whole   bool
+	tensors []catalog.Tensor
+}
+
+func (w wanted) nothing() bool { return !w.whole && len(w.tensors) == 0 }
+
+// wantedOf chooses, by rank: everything, or the tensors and the raw files whose
+// names match.
+func wantedOf(id catalog.SetID, m *catalog.Manifest, only []string) (list []wanted, total int64, err error) {
+	matches := func(name string) bool {
+		return slices.ContainsFunc(only, func(g string) bool {
+			ok, _ := path.Match(g, name) // patterns were checked
+			return ok
+		})
 	}
-	wanted = make(map[int][]catalog.Tensor)
-	for _, t := range r.Tensors() {
-		for _, g := range only {
-			if ok, _ := path.Match(g, t.Name); ok { // patterns were checked
-				wanted[t.Rank] = append(wanted[t.Rank], t.Tensor)
-				total += t.Size
-				break
+	list = make([]wanted, len(m.Shards))
+	found := false
+	for rank := range m.Shards {
+		s, w := &m.Shards[rank], &list[rank]
+		if len(only) == 0 || s.Raw() && matches(s.File) {
+			w.whole, found, total = true, true, total+s.Size
+			continue
+		}
+		for _, t := range s.Tensors {
+			if matches(t.Name) {
+				w.tensors, found, total = append(w.tensors, t), true, total+t.Size
 			}
 		}
 	}
-	if len(wanted) == 0 {
-		return nil, 0, fmt.Errorf("no tensor of %v matches %s: %w", r.ID(), strings.Join(only, " "), fs.ErrNotExist)
+	if !found {
+		return nil, 0, fmt.Errorf("no tensor and no raw file of %v matches %s: %w", id, strings.Join(only, " "), fs.ErrNotExist)
 	}
-	return wanted, total, nil
+	return list, total, nil
 }
 
 // create writes a new file and syncs it.

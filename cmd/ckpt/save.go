@@ -26,10 +26,12 @@ const (
 func newSaveCmd(a *app) *cobra.Command {
 	var level, launch string
 	var metrics []string
+	var raw bool
 	cmd := &cobra.Command{
-		Use: "save RUN@STEP FILE...", Short: "Save existing .safetensors or .npz files as the shards of a set (rank = order)",
+		Use: "save RUN@STEP FILE...", Short: "Save existing files as the shards of a set (rank = order)",
 		Long: `Saves existing files as one set: the first is rank 0's shard, the second rank 1's,
-and so on. It begins a new attempt of the run, so a job that saves to the same run is
+and so on. The tensors of .safetensors and .npz files are kept as tensors; any other file,
+and with --raw those as well, is kept as it is, byte for byte, under its own name. It begins a new attempt of the run, so a job that saves to the same run is
 fenced; --launch joins its attempt instead.`,
 		Args: args(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -51,12 +53,13 @@ fenced; --launch joins its attempt instead.`,
 			if launch == "" {
 				launch = "ckpt-save-" + rand.Text()
 			}
-			job := saveJob{app: a, at: ckpt.At(string(ref.Run), ref.Step), launch: launch, metrics: m, until: until}
+			job := saveJob{app: a, at: ckpt.At(string(ref.Run), ref.Step), launch: launch, metrics: m, until: until, raw: raw}
 			return a.with(cmd.Context(), func(c *ckpt.Client) error { return job.run(cmd.Context(), c, args[1:]) })
 		},
 	}
 	cmd.Flags().StringVar(&level, "level", "local", "return when the set is at this level")
 	cmd.Flags().StringVar(&launch, "launch", "", "the name of this launch (default: a new one)")
+	cmd.Flags().BoolVar(&raw, "raw", false, "keep every file as it is, also .safetensors and .npz")
 	cmd.Flags().StringArrayVar(&metrics, "metric", nil, "NAME=NUMBER, kept in the set's record")
 	return cmd
 }
@@ -80,6 +83,7 @@ type saveJob struct {
 	launch  string
 	metrics map[string]float64
 	until   catalog.Level
+	raw     bool // every file is saved as it is
 }
 
 // run saves the files, waits, and prints. Until every shard is sealed the set
@@ -96,10 +100,13 @@ func (j *saveJob) run(ctx context.Context, c *ckpt.Client, paths []string) error
 	total := int64(0)
 	for i, path := range paths {
 		var err error
-		if inputs[i], err = openInput(path); err != nil {
+		if inputs[i], err = openInput(path, j.raw); err != nil {
 			return err
 		}
 		total += inputs[i].size
+	}
+	if err := checkNames(inputs); err != nil {
+		return err
 	}
 	attempt, err := c.Attach(ctx, j.at.Run, j.launch, len(paths))
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -171,7 +172,8 @@ func (i *importer) plan(ctx context.Context) (plan, error) {
 	return decide(i.opt.To, run, sets, same, i.opt.NewAttempt)
 }
 
-// same reports whether a set's shards are the exported ones.
+// same reports whether a set's shards are the exported ones: their bytes, and of
+// raw ones what is said of them, which is not in their bytes.
 func (i *importer) same(ctx context.Context, id string) (bool, error) {
 	m, err := i.c.Manifest(ctx, id)
 	if err != nil {
@@ -181,7 +183,8 @@ func (i *importer) same(ctx context.Context, id string) (bool, error) {
 		return false, nil
 	}
 	for rank := range m.Shards {
-		if m.Shards[rank].Root != i.s.manifest.Shards[rank].Root {
+		a, b := &m.Shards[rank], &i.s.manifest.Shards[rank]
+		if a.Root != b.Root || a.File != b.File || a.Raw() && !maps.Equal(a.Meta, b.Meta) {
 			return false, nil
 		}
 	}
