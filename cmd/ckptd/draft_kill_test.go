@@ -20,12 +20,11 @@ import (
 // both, never a part, and never neither. A commit that was acknowledged stays.
 func TestKill9AtDraftCommit(t *testing.T) {
 	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	rounds, seed := crashKills(t, 12), crashSeed(t)
 	r := rand.New(rand.NewPCG(seed, 9))
 	d, c, run := desk(t)
 	var drafts, sets int
-	for step := 1; step <= 12; step++ {
+	for step := 1; step <= rounds; step++ {
 		src, draft, set := drafted(t, int64(step)), filepath.Join(run, ".write", fmt.Sprint(step)), filepath.Join(run, fmt.Sprint(step))
 		mustSh(t, `mkdir -p "$2"`+"\n"+writers["cp"]+"\nsync -f \"$2\"", src, draft)
 		done := make(chan error, 1)
@@ -37,12 +36,20 @@ func TestKill9AtDraftCommit(t *testing.T) {
 			}
 			done <- os.Rename(draft, set)
 		}(c)
-		select { // the moment is drawn, it is not waited for an event
-		case <-time.After(time.Duration(r.Int64N(int64(90 * time.Millisecond)))):
-		case <-t.Context().Done():
+		moment := func(most time.Duration) { // it is drawn: no event is waited for
+			select {
+			case <-time.After(time.Duration(r.Int64N(int64(most)))):
+			case <-t.Context().Done():
+			}
 		}
+		moment(90 * time.Millisecond)
 		d.kill()
 		err := <-done
+		if r.IntN(3) == 0 { // and again while it goes on
+			d.launch()
+			moment(400 * time.Millisecond)
+			d.kill()
+		}
 		d.start()
 		c = d.dial()
 		eventually(t, fmt.Sprintf("step %d is decided", step), func() error {

@@ -124,12 +124,11 @@ func TestStoryDraftOfNodes(t *testing.T) {
 // again, or there is the whole set.
 func TestKill9AtDraftCommitOfNodes(t *testing.T) {
 	t.Parallel()
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
+	rounds, seed := crashKills(t, 6), crashSeed(t)
 	r := rand.New(rand.NewPCG(seed, 3))
 	k, runs := deskTrio(t)
 	drafts := 0
-	for step := 1; step <= 6; step++ {
+	for step := 1; step <= rounds; step++ {
 		all := spread(t, runs, step)
 		req := wire.CommitRequest{Ref: fmt.Sprintf("wide@%d", step), World: 6, Nodes: 3}
 		var g errgroup.Group
@@ -190,5 +189,5 @@ func TestKill9AtDraftCommitOfNodes(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d of 6 times the drafts were left", drafts)
+	t.Logf("%d of %d times the drafts were left", drafts, rounds)
 }
