@@ -28,7 +28,6 @@ type packRemote struct {
 
 func (p *packRemote) Name() string                                { return "remote" }
 func (p *packRemote) Kind() packs.Kind                            { return packs.Remote }
-func (p *packRemote) Waits() bool                                 { return false }
 func (p *packRemote) Whole() bool                                 { return true }
 func (p *packRemote) Seal(context.Context) (*catalog.Seal, error) { return nil, nil }
 
@@ -80,7 +79,6 @@ const (
 
 func (p *packPeer) Name() string     { return "peer " + p.node }
 func (p *packPeer) Kind() packs.Kind { return packs.Peer }
-func (p *packPeer) Waits() bool      { return p.fetch && !p.wrote }
 
 // Whole is false of one that may have no more than a part.
 func (p *packPeer) Whole() bool { return !p.fetch || p.wrote }

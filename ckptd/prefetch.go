@@ -224,21 +224,30 @@ func (n *Node) prefetchOnce(ctx context.Context) error {
 		next[w.ref.Set] = w.at
 	}
 	n.packs.SetNext(next)
-	missing := 0
-	for _, w := range plan {
-		if missing == ahead || ctx.Err() != nil {
+	for _, ref := range planAhead(plan, ahead, func(id catalog.SetID) bool {
+		_, whole := n.packs.Have(id)
+		return whole
+	}) {
+		if ctx.Err() != nil {
 			break
 		}
-		if !w.near {
-			continue
-		}
-		if _, whole := n.packs.Have(w.ref.Set); whole {
-			continue
-		}
-		missing++
-		n.fetchAhead(ctx, w.ref)
+		n.fetchAhead(ctx, ref)
 	}
 	return nil
+}
+
+// planAhead chooses what is to come now: of what is needed and not whole here,
+// the soonest, at most ahead packs, and none beyond the readers' lookahead.
+func planAhead(plan []need, ahead int, whole func(catalog.SetID) bool) (out []restore.ShardRef) {
+	for _, w := range plan {
+		if len(out) == ahead {
+			break
+		}
+		if w.near && !whole(w.ref.Set) {
+			out = append(out, w.ref)
+		}
+	}
+	return out
 }
 
 func (n *Node) needs(r *reader, lookahead int64) ([]need, error) {

@@ -170,7 +170,7 @@ func (f *feed) waits() bool {
 	defer f.mu.Unlock()
 	for _, s := range f.mu.sources {
 		if f.mu.bad[s.Name()] == nil && f.mu.corrupt[s.Name()] == nil {
-			return s.Waits()
+			return !s.Whole()
 		}
 	}
 	return !f.firstHand && f.mu.round == 0 // nobody was asked for yet

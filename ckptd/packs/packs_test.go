@@ -44,7 +44,6 @@ type storeSource struct {
 
 func (s storeSource) Name() string { return s.s.name }
 func (s storeSource) Kind() Kind   { return s.s.kind }
-func (s storeSource) Waits() bool  { return s.s.kind == Peer && s.s.gate != nil }
 func (s storeSource) Whole() bool  { return s.s.kind == Remote || s.s.sealed || s.s.whole }
 
 func (s storeSource) ReadBlocks(ctx context.Context, p []byte, off int64) error {

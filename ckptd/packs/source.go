@@ -24,8 +24,6 @@ func (k Kind) String() string { return [kinds]string{"local", "peer", "remote"}[
 type Source interface {
 	Name() string // for people: "peer n2", "remote"
 	Kind() Kind
-	// Waits says whether it may have to fetch what it is asked for.
-	Waits() bool
 	// ReadBlocks fills p, whole blocks of the shard that begin at off, with
 	// bytes that passed the source's own check. Errors wrap a class.
 	ReadBlocks(ctx context.Context, p []byte, off int64) error

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/sdk/ckpt"
 	"github.com/ckptd/ckptd/sdk/wire"
 )
@@ -142,5 +144,65 @@ func TestStoryDatasetFetcherKilled(t *testing.T) {
 	}
 	if slices.Max(peer) == 0 {
 		t.Error("they passed nothing on")
+	}
+}
+
+// TestStorySaveTakesRoomOfTheCache: copies of packs fill a node's disk up to
+// its high water, and a checkpoint that needs their room is saved all the same;
+// what was evicted is fetched again when it is read.
+func TestStorySaveTakesRoomOfTheCache(t *testing.T) {
+	p := startPets(t, 4, "--quota", "100MiB", "--cache", "70MiB")
+	if res, err := p.c[1].WarmDataset(t.Context(), "pets@1", nil, func(wire.Progress) {}); err != nil || warmedAll(res, 1, p.size) != nil {
+		t.Fatal(err, warmedAll(res, 1, p.size))
+	}
+	if n := p.counted(1, "evicted"); n != 0 {
+		t.Fatalf("%d packs evicted with room for all", n)
+	}
+	if _, err := p.c[1].Attach(t.Context(), "job", "first", 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := save(t.Context(), p.c[1], "job", 1, 1, 0, 1, 70<<20); err != nil {
+		t.Fatalf("a save that fits in the disk without the cache: %v", err)
+	}
+	mustWait(t, p.c[1], "job@1", catalog.Local)
+	evicted := p.counted(1, "evicted")
+	if evicted == 0 {
+		t.Error("no pack made room")
+	}
+	if err := p.epoch(t.Context(), 1, 0); err != nil {
+		t.Errorf("an epoch with less room: %v", err)
+	}
+	mustLoad(t, p.c[1], "job@1")
+	t.Logf("%d packs made room for a save", evicted)
+}
+
+// TestStoryDatasetWarmInterrupted: who warms all nodes leaves in the middle. What
+// had come stays: it is not fetched again by the next one, which finishes.
+func TestStoryDatasetWarmInterrupted(t *testing.T) {
+	p := startPets(t, 6)
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() {
+		_, err := p.c[1].WarmDataset(ctx, "pets@1", []string{"all"}, func(wire.Progress) {})
+		over <- err
+	}()
+	eventually(t, "something comes", func() error {
+		if p.counted(2, "peer_bytes")+p.counted(2, "remote_bytes") == 0 {
+			return errors.New("nothing")
+		}
+		return nil
+	})
+	cancel()
+	if err := <-over; err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v", err)
+	}
+	res, err := p.c[1].WarmDataset(t.Context(), "pets@1", []string{"all"}, func(wire.Progress) {})
+	if err != nil || warmedAll(res, 3, p.size) != nil {
+		t.Fatal(err, warmedAll(res, 3, p.size))
+	}
+	for i := range p.c {
+		if came := p.counted(i, "peer_bytes") + p.counted(i, "remote_bytes"); float64(came) > 1.05*float64(p.size) {
+			t.Errorf("%s took %d bytes, the version has %d", p.nodes[i].name, came, p.size)
+		}
 	}
 }
