@@ -84,7 +84,7 @@ func (t *Tier) newArea(name string, note []byte) (_ *Area, err error) {
 	if len(disks) == 0 {
 		return nil, &Shortage{Free: t.roomiest(), Short: sealRoom(0)}
 	}
-	d := disks[0]
+	d := t.fewestAreas(disks)
 	if err := checkArea(name, note); err != nil {
 		return nil, err
 	}
@@ -106,7 +106,7 @@ func (t *Tier) newArea(name string, note []byte) (_ *Area, err error) {
 		t.mu.areas[name] = a
 		t.mu.seq++
 		a.dir = filepath.Join(d.dir, areasDir, fmt.Sprintf("%016x-%06d", t.start, t.mu.seq))
-		d.ingests++ // the next one goes to another disk
+		d.areas++
 	}
 	t.mu.Unlock()
 	if err != nil {
@@ -122,6 +122,14 @@ func (t *Tier) newArea(name string, note []byte) (_ *Area, err error) {
 		return nil, errors.Join(err, t.clearArea(a.dir), t.forgetArea(a, name))
 	}
 	return a, nil
+}
+
+// fewestAreas chooses among disks that are in the order in which they should
+// take bytes: areas that are written at once are to be on all of them.
+func (t *Tier) fewestAreas(disks []*disk) *disk {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.MinFunc(disks, func(a, b *disk) int { return a.areas - b.areas })
 }
 
 func emptyArea(t *Tier, d *disk, name string, note []byte) *Area {
@@ -152,7 +160,7 @@ func (t *Tier) forgetArea(a *Area, name string) error {
 	defer t.mu.Unlock()
 	if t.mu.areas[name] == a {
 		delete(t.mu.areas, name)
-		a.d.ingests--
+		a.d.areas--
 	}
 	return nil
 }
@@ -451,7 +459,7 @@ func (t *Tier) scanArea(d *disk, dir string) error {
 		}
 	}
 	t.mu.areas[rec.Name] = a
-	d.ingests++
+	d.areas++
 	// What is seen now must stay so.
 	return errors.Join(t.fsys.SyncDir(files), t.fsys.SyncDir(dir), t.fsys.SyncDir(filepath.Dir(dir)))
 }

@@ -439,3 +439,51 @@ func TestAreaNames(t *testing.T) {
 		t.Errorf("an area that was being made is still there: %v", err)
 	}
 }
+
+// TestAreasOverDisks: areas are spread over the disks, also after a restart, and
+// do not keep ingests from the disks they are on.
+func TestAreasOverDisks(t *testing.T) {
+	dirs := []string{t.TempDir(), t.TempDir()}
+	open := func() *Tier {
+		tier, err := Open(vfs.OS, Options{Dirs: dirs, Quota: 1 << 30})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tier
+	}
+	count := func() (n [2]int) {
+		for i, dir := range dirs {
+			entries, err := os.ReadDir(dir + "/areas")
+			if err != nil {
+				t.Fatal(err)
+			}
+			n[i] = len(entries)
+		}
+		return n
+	}
+	tier := open()
+	for i := range 5 {
+		if _, err := tier.NewArea(fmt.Sprint(i), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tier.Close()
+	tier = open()
+	defer tier.Close()
+	if _, err := tier.NewArea("5", nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := count(); got != [2]int{3, 3} {
+		t.Errorf("the disks have %v areas, want 3 each", got)
+	}
+	for _, a := range tier.Areas()[:5] {
+		if err := a.Discard(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range tier.disks {
+		if d.ingests != 0 {
+			t.Errorf("%d ingests count on %s", d.ingests, d.dir)
+		}
+	}
+}

@@ -83,6 +83,7 @@ type disk struct {
 	fallback sync.Once
 	// Guarded by Tier.mu.
 	ingests int   // open ones
+	areas   int   // there are
 	used    int64 // bytes of visible blobs
 	err     error // of the last operation, nil after one that worked
 }
