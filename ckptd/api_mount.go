@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"os"
 
 	"github.com/cloudwego/hertz/pkg/app"
 
@@ -20,6 +21,9 @@ func (n *Node) postMount(ctx context.Context, c *app.RequestContext) error {
 	q, err := body[wire.MountRequest](c)
 	if err != nil {
 		return err
+	}
+	if err := n.mayMount(c); err != nil {
+		return fmt.Errorf("mount %s: %w", q.Dir, err)
 	}
 	if err := checkMount(q.Dir); err != nil {
 		return err
@@ -63,6 +67,9 @@ func (n *Node) postUnmount(ctx context.Context, c *app.RequestContext) error {
 	if err != nil {
 		return err
 	}
+	if err := n.mayMount(c); err != nil {
+		return fmt.Errorf("unmount %s: %w", q.Dir, err)
+	}
 	m := &n.mounts
 	m.change.Lock()
 	defer m.change.Unlock()
@@ -75,8 +82,22 @@ func (n *Node) postUnmount(ctx context.Context, c *app.RequestContext) error {
 	if !ok {
 		return fmt.Errorf("unmount %s: %w: this daemon has not mounted it", q.Dir, fs.ErrNotExist)
 	}
-	if err := n.unmount(ctx, q.Dir); err != nil {
+	if err := n.unmount(ctx, q.Dir, q.Lazy); err != nil {
 		return err
 	}
 	return reply(c, wire.Mounts{Mounts: n.mountRows()})
+}
+
+// mayMount lets root and the daemon's own user change mounts, and nobody whom
+// --allow-uid lets in: he would have a daemon that is root's mount wherever he
+// says, over what others trust, and could swap the folder for a link meanwhile.
+func (n *Node) mayMount(c *app.RequestContext) error {
+	uid, ok := c.RemoteAddr().(peerAddr)
+	if me := uint32(os.Geteuid()); ok && (uid == 0 || uint32(uid) == me) {
+		return nil
+	} else if ok {
+		return wire.WithHint(fmt.Errorf("%w: user %d may use this daemon, and only root and its own user, %d, may change what it mounts", wire.ErrUnauthorized, uid, me),
+			"ask one of them, or start a daemon of your own: `ckptd serve --mount DIR`")
+	}
+	return fmt.Errorf("%w: who asks is not known", wire.ErrUnauthorized)
 }

@@ -38,6 +38,11 @@ func (n *Node) listen() ([]func(context.Context) error, error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(n.cfg.UIDs) > 0 { // welcome looks at who connects
+			if err := os.Chmod(n.cfg.Socket, 0o666); err != nil {
+				return nil, errors.Join(fmt.Errorf("let other users in: %w", err), ln.Close())
+			}
+		}
 		servers = append(servers, func(ctx context.Context) error { return n.serveSocket(ctx, ln) })
 	}
 	if n.cfg.Listen != "" {
@@ -180,7 +185,7 @@ func (n *Node) welcome(ctx context.Context, c *net.UnixConn, web *handoff) error
 		return err
 	}
 	if string(head) != wire.Magic {
-		return web.give(&prefixed{Conn: c, head: head})
+		return web.give(&prefixed{Conn: c, head: head, uid: uid})
 	}
 	defer c.Close()
 	if open := n.stats.Sessions.Add(1); open > int64(n.cfg.MaxSessions) {
@@ -250,7 +255,17 @@ func (handoffAddr) String() string  { return "handoff" }
 type prefixed struct {
 	net.Conn
 	head []byte
+	uid  uint32
 }
+
+// RemoteAddr is who asks.
+func (p *prefixed) RemoteAddr() net.Addr { return peerAddr(p.uid) }
+
+// peerAddr is the user at the other end of the unix socket.
+type peerAddr uint32
+
+func (peerAddr) Network() string  { return "unix" }
+func (a peerAddr) String() string { return fmt.Sprintf("uid %d", uint32(a)) }
 
 func (p *prefixed) Read(b []byte) (int, error) {
 	if len(p.head) > 0 {

@@ -78,7 +78,7 @@ func (n *Node) mountOnce(ctx context.Context) error {
 			select {
 			case <-h.m.Done():
 				n.log.Info("unmounted by somebody else", "dir", dir)
-				errs = append(errs, n.unmount(ctx, dir))
+				errs = append(errs, n.unmount(ctx, dir, false))
 			default:
 			}
 			continue
@@ -175,13 +175,23 @@ func (n *Node) mount(ctx context.Context, req wire.MountRequest) error {
 }
 
 // unmount takes one mount away and forgets it. The change lock is held.
-func (n *Node) unmount(ctx context.Context, dir string) error {
+// lazy: also from under those who use it.
+func (n *Node) unmount(ctx context.Context, dir string, lazy bool) error {
 	m := &n.mounts
 	m.mu.Lock()
 	h := m.mu.here[dir]
 	m.mu.Unlock()
 	if h != nil {
-		if err := h.m.Close(ctx); err != nil {
+		ctx, cancel := context.WithTimeout(ctx, mountClose)
+		defer cancel()
+		take := h.m.Unmount
+		if lazy {
+			cancel() // one try, and then by force
+			take = h.m.Close
+		}
+		if err := take(ctx); errors.Is(err, catalog.ErrConflict) && !lazy {
+			return wire.WithHint(fmt.Errorf("unmount %s: %w", dir, err), "end what uses it, or `ckpt unmount --lazy %s`: files that the daemon reads for others then answer an error", dir)
+		} else if err != nil {
 			return fmt.Errorf("unmount %s: %w", dir, err)
 		}
 		h.tree.Close()

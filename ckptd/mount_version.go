@@ -11,7 +11,10 @@ import (
 )
 
 // mountedVersion is a version as a tree wants it.
-type mountedVersion struct{ v *Version }
+type mountedVersion struct {
+	v       *Version
+	checked bool
+}
 
 var _ tree.Version = mountedVersion{}
 
@@ -21,7 +24,7 @@ func (m mountStore) OpenVersion(ctx context.Context, rec catalog.SetRecord) (tre
 	if err != nil {
 		return nil, err
 	}
-	return mountedVersion{v}, nil
+	return mountedVersion{v, m.checked}, nil
 }
 
 func (m mountedVersion) Index() *index.Index { return m.v.Index }
@@ -30,18 +33,25 @@ func (m mountedVersion) Close() error        { return m.v.Close() }
 
 // OpenPack opens a pack in the cache: the kernel may read it once it is whole
 // and checked; until then it comes as it arrives, and no pages of it are kept.
+// In a mount that is to be checked it never may, and every read is checked.
 func (m mountedVersion) OpenPack(ctx context.Context, i int) (fuse.File, error) {
 	h, err := m.v.Pack(ctx, i)
 	if err != nil {
 		return nil, err
 	}
-	return mountedPack{h}, nil
+	if m.checked {
+		h.CheckEvery()
+	}
+	return mountedPack{h, m.checked}, nil
 }
 
 // mountedPack is a pack that is open in a mount.
-type mountedPack struct{ *packs.Handle }
+type mountedPack struct {
+	*packs.Handle
+	checked bool
+}
 
 var _ tree.Parker = mountedPack{}
 
 // Direct says that the pack is on its way to have a file of its own.
-func (mountedPack) Direct() bool { return true }
+func (p mountedPack) Direct() bool { return !p.checked }

@@ -250,6 +250,32 @@ func TestChanged(t *testing.T) {
 	}
 }
 
+// A node that never changes may go, and its name with it: the kernel asks again
+// where the folder is one that changes.
+func TestNamesGo(t *testing.T) {
+	tree := newMemTree()
+	id := tree.file("going", noise(1, 100))
+	tree.nodes[id].fixed = true
+	m := mounted(t, tree, Options{})
+	p := filepath.Join(m.Dir(), "going")
+	if _, err := os.Stat(p); err != nil {
+		t.Fatal(err)
+	}
+	tree.mu.Lock()
+	delete(tree.nodes[Root].children, "going")
+	tree.mu.Unlock()
+	for end := time.Now().Add(time.Minute); ; {
+		_, err := os.Stat(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("a name that is no more: %v, want fs.ErrNotExist", err)
+		}
+		runtime.Gosched()
+	}
+}
+
 // A read that waits holds up nobody, and hears of its caller's end.
 func TestPromise4SlowReadsAreAlone(t *testing.T) {
 	tree := newMemTree()

@@ -89,7 +89,11 @@ func (t *table) add(id ID, f File, keep bool) (out fuse.OpenOut, errno syscall.E
 	if n == nil {
 		n = &inode{}
 	}
-	w := chooseWay(n.opens, n.way, backing != nil && t.register != nil && !t.mu.never, wantsDirect)
+	can := t.register != nil && !t.mu.never
+	if _, writes := f.(WriteFile); !can && !writes { // no backing file will ever serve it: pages are kept once
+		wantsDirect = false
+	}
+	w := chooseWay(n.opens, n.way, backing != nil && can, wantsDirect)
 	if w == passthrough && n.opens == 0 {
 		number, errno := t.register(int(backing.Fd()))
 		if errno != 0 {

@@ -20,9 +20,10 @@ import (
 )
 
 const (
-	kind   = "fuse.ckptd" // our file system's type in the table of mounts
-	stacks = 16           // dead mounts upon each other that are taken away
-	again  = 20 * time.Millisecond
+	kind   = "fuse.ckptd"          // our file system's type in the table of mounts
+	stacks = 16                    // dead mounts upon each other that are taken away
+	again  = 20 * time.Millisecond // between two tries to unmount, to begin with
+	rarely = 500 * time.Millisecond
 )
 
 // place returns dir without links. dir itself is not asked: it may be dead.
@@ -167,22 +168,48 @@ func (m *Mount) Close(ctx context.Context) error {
 		<-m.done
 		return nil
 	}
-	tick := time.NewTicker(again) // nobody tells when the last file is closed
-	defer tick.Stop()
+	if err := m.try(ctx); err != nil {
+		return m.abort(err)
+	}
+	return nil
+}
+
+// Unmount is Close, except that what is in use when ctx ends stays mounted:
+// ErrConflict, which names processes that use it, as far as they can be seen.
+func (m *Mount) Unmount(ctx context.Context) error {
+	err := m.try(ctx)
+	if err == nil {
+		m.closed.Store(true)
+		return nil
+	}
+	if who := users(m.dir); len(who) > 0 {
+		return fmt.Errorf("%w: it is in use by %s", catalog.ErrConflict, strings.Join(who, ", "))
+	}
+	return fmt.Errorf("%w: it is in use: %w", catalog.ErrConflict, err)
+}
+
+// try unmounts as soon as nobody uses the mount, until ctx ends.
+func (m *Mount) try(ctx context.Context) error {
+	pause := again
 	for {
+		select {
+		case <-m.done: // somebody else unmounted it: what is there now is not ours
+			return nil
+		default:
+		}
 		err := unmount(m.dir)
-		if err == nil || errors.Is(err, syscall.EINVAL) { // EINVAL: somebody else unmounted it
+		if err == nil || errors.Is(err, syscall.EINVAL) {
 			<-m.done
 			return nil
 		}
-		select {
+		select { // nobody tells when the last file is closed
 		case <-m.done:
 			return nil
-		case <-tick.C:
-			continue
+		case <-time.After(pause):
+			pause = min(2*pause, rarely)
 		case <-ctx.Done():
+			return err
 		}
-		return m.abort(err)
 	}
 }
 

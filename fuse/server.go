@@ -104,8 +104,7 @@ func (s *server) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, 
 	ctx := ctxOf(cancel)
 	e, err := s.tree.Lookup(ctx, ID(in.NodeId), []byte(name))
 	if errno := errnoOf(err); errno == syscall.ENOENT {
-		// A name that can never appear is remembered as missing.
-		if a, err := s.tree.Attr(ctx, ID(in.NodeId)); err == nil && a.Fixed {
+		if s.fixed(ctx, ID(in.NodeId)) { // a name that can never appear is remembered as missing
 			out.SetEntryTimeout(long)
 			return fuse.OK
 		}
@@ -119,8 +118,16 @@ func (s *server) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, 
 	if e.Attr.Mode&syscall.S_IFMT != syscall.S_IFDIR { // a folder is looked up to be listed
 		s.habits.looked(in.Pid)
 	}
+	e.Brief = e.Brief || !s.fixed(ctx, ID(in.NodeId))
 	fillEntry(out, e)
 	return fuse.OK
+}
+
+// fixed says whether names in a folder never come or go. Otherwise a node that
+// never changes may yet be removed, and its name is asked for again.
+func (s *server) fixed(ctx context.Context, dir ID) bool {
+	a, err := s.tree.Attr(ctx, dir)
+	return err == nil && a.Fixed
 }
 
 func (s *server) Forget(id, lookups uint64) {
@@ -175,9 +182,11 @@ func (s *server) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirE
 
 func (s *server) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
 	attributes := s.habits.asks(in.Pid)
+	brief := attributes && !s.fixed(ctxOf(cancel), ID(in.NodeId))
 	return s.list(cancel, in, func(d fuse.DirEntry, e *Entry) bool {
 		entry := out.AddDirLookupEntry(d)
 		if entry != nil && e != nil && attributes { // otherwise its node is 0, which the kernel takes as a name alone
+			e.Brief = e.Brief || brief
 			fillEntry(entry, *e)
 		}
 		return entry != nil

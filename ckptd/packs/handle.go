@@ -23,6 +23,7 @@ type Handle struct {
 	e      *entry   // nil: closed, or let go of while it was parked
 	file   *os.File // the whole, checked; nil until asked for
 	lent   bool
+	every  bool // see CheckEvery
 	parked bool // nobody reads it for now; see Park
 	closed bool
 }
@@ -123,6 +124,11 @@ func (h *Handle) Check(ctx context.Context) error {
 	return err
 }
 
+// CheckEvery has every read of the handle held against the sums of the blocks,
+// also where the whole was checked before; there is no Backing then. It is
+// called before the handle is shared.
+func (h *Handle) CheckEvery() { h.every = true }
+
 // Backing is the file of a whole shard whose every block passed its check; nil
 // while it is not: then a check is begun, unless Check was called. It is the handle's: whoever keeps it longer makes a copy.
 func (h *Handle) Backing() *os.File {
@@ -131,7 +137,7 @@ func (h *Handle) Backing() *os.File {
 	if h.file != nil {
 		return h.file
 	}
-	if !h.e.whole() {
+	if h.every || !h.e.whole() {
 		return nil
 	}
 	if h.e.arrival == nil && !h.e.known() {

@@ -72,14 +72,25 @@ func mountLine(m *wire.Mount) string {
 }
 
 func newUnmountCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	lazy := false
+	cmd := &cobra.Command{
 		Use: "unmount DIR", Short: "Take a mount away", Args: args(1, 1),
+		Long: `Takes a mount away. While somebody uses it, that is an error after ten seconds, which names the
+processes; with --lazy it goes from under them: files that the kernel reads by itself stay
+readable, others answer an error.`,
 		RunE: func(cmd *cobra.Command, dirs []string) error {
 			dir, err := filepath.Abs(dirs[0])
 			if err != nil {
 				return err
 			}
-			return a.with(cmd.Context(), func(c *ckpt.Client) error { return c.Unmount(cmd.Context(), dir) })
+			return a.with(cmd.Context(), func(c *ckpt.Client) error {
+				if lazy {
+					return c.UnmountLazy(cmd.Context(), dir)
+				}
+				return c.Unmount(cmd.Context(), dir)
+			})
 		},
 	}
+	cmd.Flags().BoolVar(&lazy, "lazy", false, "also from under those who use it")
+	return cmd
 }

@@ -17,10 +17,21 @@ func (c *Client) Mount(ctx context.Context, req wire.MountRequest) (*wire.Mount,
 	return m, nil
 }
 
-// Unmount takes a mount away.
+// Unmount takes a mount away. While somebody uses it that is ErrConflict, after
+// some seconds.
 func (c *Client) Unmount(ctx context.Context, dir string) error {
-	if _, err := post[wire.Mounts](ctx, c, "/v1/unmount", wire.UnmountRequest{Dir: dir}); err != nil {
-		return fmt.Errorf("unmount %s: %w", dir, err)
+	return c.unmount(ctx, wire.UnmountRequest{Dir: dir})
+}
+
+// UnmountLazy takes a mount away also from under those who use it: files that
+// the kernel reads by itself stay readable, others answer an error.
+func (c *Client) UnmountLazy(ctx context.Context, dir string) error {
+	return c.unmount(ctx, wire.UnmountRequest{Dir: dir, Lazy: true})
+}
+
+func (c *Client) unmount(ctx context.Context, req wire.UnmountRequest) error {
+	if _, err := post[wire.Mounts](ctx, c, "/v1/unmount", req); err != nil {
+		return fmt.Errorf("unmount %s: %w", req.Dir, err)
 	}
 	return nil
 }

@@ -398,7 +398,8 @@ type (
 		Checked       bool   `json:"checked,omitempty"`        // no passthrough: every byte that is read is checked
 	}
 	UnmountRequest struct {
-		Dir string `json:"dir"`
+		Dir  string `json:"dir"`
+		Lazy bool   `json:"lazy,omitempty"` // also from under those who use it
 	}
 	ScrubRequest struct {
 		Target string `json:"target,omitempty"` // default all
