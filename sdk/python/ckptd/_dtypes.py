@@ -86,6 +86,8 @@ def to_numpy(st: str, note: Any = None) -> np.dtype[Any]:
 
 def _numpy(st: str) -> np.dtype[Any]:
     name = _NATIVE.get(st, "")
+    if name == "bool":  # numpy before 1.24 has another of that name, and warns
+        return np.dtype(np.bool_)
     if hasattr(np, name):
         return np.dtype(getattr(np, name))
     if name and (ml := optional("ml_dtypes")) is not None and hasattr(ml, name):

@@ -112,10 +112,12 @@ def test_wheel_holds_what_it_says(wheel: Path) -> None:
             assert info.external_attr >> 16 & 0o111 == 0o111, f"{program} is not executable"
         third = z.read(f"ckptd-{version}.dist-info/licenses/THIRD_PARTY.txt").decode()
         metadata = z.read(f"ckptd-{version}.dist-info/METADATA").decode()
+        entries = z.read(f"ckptd-{version}.dist-info/entry_points.txt").decode()
     for module in ("The Go standard library", "github.com/nats-io/nats-server/v2", "github.com/hanwen/go-fuse/v2"):
         assert f"\n{module} " in third
     assert "(no license file)" not in third
-    assert "ckptd/py.typed" in files
+    assert "ckptd = ckptd.fsspec.CkptdFileSystem" in entries
+    assert {"ckptd/py.typed", "ckptd/data/__init__.py", "ckptd/torch/__init__.py"} <= set(files)
     assert f"ckptd-{version}.dist-info/licenses/LICENSE" in files
     assert (SDK / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     for extra in ("torch", "jax", "fsspec", "lightning", "transformers"):
