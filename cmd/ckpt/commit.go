@@ -17,6 +17,7 @@ func newCommitCmd(a *app) *cobra.Command {
 	var metrics []string
 	cmd := &cobra.Command{
 		Use: "commit RUN@STEP", Short: "Make the files written into RUN/.write/STEP of a mount, on all nodes, a set", Args: args(1, 1),
+		ValidArgsFunction: a.completeDraft,
 		Long: `Makes one set of the files that programs wrote into MOUNT/checkpoints/RUN/.write/STEP, on this
 node and on all others that have such a folder: every file is a shard under its own name, their
 ranks follow the order of the names. The files must be closed. Until it is decided, nothing is

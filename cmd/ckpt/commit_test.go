@@ -37,6 +37,9 @@ func TestCommit(t *testing.T) {
 			t.Errorf("commit %v: exit code %d, want %d with %q:\n%s%s", args, got, code, word, out, errs)
 		}
 	}
+	if out := d.must("__complete", "commit", "jo"); !strings.HasPrefix(out, "job@7\n") {
+		t.Errorf("completion offers\n%s", out)
+	}
 	refused(6, "open for writing", "job@7")
 	if err := f.Close(); err != nil {
 		t.Fatal(err)

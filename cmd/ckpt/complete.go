@@ -69,3 +69,30 @@ func (a *app) completeFrom(cmd *cobra.Command, prefix string, ref bool) ([]strin
 	}
 	return out, directive
 }
+
+// completeDraft offers what is being written into mounts of this node.
+func (a *app) completeDraft(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	parent := cmd.Context()
+	if parent == nil {
+		parent = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(parent, completeTimeout)
+	defer cancel()
+	var out []string
+	err := a.with(ctx, func(c *ckpt.Client) error {
+		s, err := c.Status(ctx)
+		if err != nil {
+			return err
+		}
+		for _, d := range s.Drafts {
+			if len(args) == 0 && strings.HasPrefix(d.Name, prefix) {
+				out = append(out, d.Name)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
