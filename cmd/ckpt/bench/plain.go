@@ -81,9 +81,13 @@ func plainRead(path string, p []byte, workers int) error {
 
 // readDirect fills p, which begins on a page boundary; the file's end may be
 // within a page.
-func readDirect(f *os.File, p []byte, off int64) error {
+func readDirect(f *os.File, p []byte, off int64) error { return readFrom(f, int(f.Fd()), p, off) }
+
+// readFrom is readDirect by the file's descriptor: to ask for it is a system
+// call each time, of files of a mount.
+func readFrom(f *os.File, fd int, p []byte, off int64) error {
 	for len(p) > 0 {
-		n, err := unix.Pread(int(f.Fd()), p, off)
+		n, err := unix.Pread(fd, p, off)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
