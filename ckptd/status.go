@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -114,6 +115,7 @@ func (n *Node) getMetrics(_ context.Context, c *app.RequestContext) error {
 	counter("ckptd_loaded_bytes_total", "Bytes handed to clients.", st.LoadedBytes.Load())
 	counter("ckptd_remote_read_bytes_total", "Bytes read from the remote tier for clients.", st.RemoteBytes.Load())
 	counter("ckptd_duty_errors_total", "Failures of background duties, each tried again.", st.DutyErrors.Load())
+	counter("ckptd_goroutines", "Goroutines of the daemon.", int64(runtime.NumGoroutine()))
 	counter("ckptd_sessions", "Open sessions.", st.Sessions.Load())
 	shards, bytes := n.inv.backlog()
 	counter("ckptd_backlog_shards", "Shards here that are not remote yet.", int64(shards))
