@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -204,5 +207,73 @@ func TestStoryDatasetWarmInterrupted(t *testing.T) {
 		if came := p.counted(i, "peer_bytes") + p.counted(i, "remote_bytes"); float64(came) > 1.05*float64(p.size) {
 			t.Errorf("%s took %d bytes, the version has %d", p.nodes[i].name, came, p.size)
 		}
+	}
+}
+
+// TestStoryPackPassedOnWhileItArrives: two nodes want one large pack, and the
+// targets stop when the fetcher has a part of it: the other node has that part
+// from it all the same. When the targets go on, both get the rest, once.
+func TestStoryPackPassedOnWhileItArrives(t *testing.T) {
+	p := startPets(t, 1)
+	dir := t.TempDir()
+	const size = 96 << 20
+	if err := os.WriteFile(filepath.Join(dir, "large"), content(3, 0, 0, size), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	v, err := importTree(t.Context(), p.nodes[0].socket, dir, "large")
+	if err != nil {
+		t.Fatal(err)
+	}
+	show, err := p.c[0].DatasetVersion(t.Context(), "large@1")
+	if err != nil || len(show.PackList) != 1 {
+		t.Fatalf("%+v, %v", show, err)
+	}
+	for _, set := range []string{show.PackList[0].ID, v.Set.String()} {
+		mustWait(t, p.c[0], set, catalog.Verified)
+	}
+	p.nodes[0].kill()
+	signal := func(sig syscall.Signal) {
+		for _, target := range p.targets {
+			if err := target.cmd.Process.Signal(sig); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	over := make(chan error, 1)
+	go func() {
+		res, err := p.c[1].WarmDataset(t.Context(), "large@1", []string{"n2", "n3"}, func(wire.Progress) {})
+		if err == nil && len(res.Nodes) != 2 {
+			err = fmt.Errorf("%+v", res)
+		}
+		over <- err
+	}()
+	remote := func(i int) int64 { return p.counted(i, "remote_bytes") }
+	eventually(t, "a part comes", func() error {
+		if remote(1)+remote(2) < 8<<20 {
+			return fmt.Errorf("%d and %d bytes", remote(1), remote(2))
+		}
+		return nil
+	})
+	signal(syscall.SIGSTOP)
+	t.Cleanup(func() { signal(syscall.SIGCONT) })
+	passed := int64(0)
+	eventually(t, "the part is passed on", func() error {
+		if passed = p.counted(1, "peer_bytes") + p.counted(2, "peer_bytes"); passed < 4<<20 {
+			return fmt.Errorf("%d bytes", passed)
+		}
+		return nil
+	})
+	part := remote(1) + remote(2)
+	signal(syscall.SIGCONT)
+	if err := <-over; err != nil {
+		t.Fatal(err)
+	}
+	sum := remote(1) + remote(2)
+	t.Logf("stopped at %d of %d bytes, %d of them passed on; %d bytes of the remote tier in the end", part, size, passed, sum)
+	if part >= size {
+		t.Error("all had come before the targets stopped")
+	}
+	if float64(sum) > 1.05*size {
+		t.Errorf("%d bytes from the remote tier, the pack has %d", sum, size)
 	}
 }

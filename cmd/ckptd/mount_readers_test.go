@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -101,6 +102,33 @@ func mountsAt(t *testing.T, dir string) (n int) {
 	return n
 }
 
+// differing are the files of a mount that are not those of a folder.
+func differing(files, mount string) map[string]error {
+	bad := make(map[string]error)
+	err := filepath.WalkDir(files, func(p string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		name, err := filepath.Rel(files, p)
+		if err != nil {
+			return err
+		}
+		want, werr := os.ReadFile(p)
+		got, err := os.ReadFile(filepath.Join(mount, name))
+		if err = errors.Join(werr, err); err == nil && !bytes.Equal(got, want) {
+			err = errWrongBytes
+		}
+		if err != nil {
+			bad[name] = err
+		}
+		return nil
+	})
+	if err != nil {
+		bad[""] = err
+	}
+	return bad
+}
+
 // TestStoryMountReaders: processes read a mounted version at random places, on
 // a node that did not import it and whose cache is smaller than it, while its
 // packs come from nodes and from the remote tier, are evicted, and the daemon is
@@ -177,6 +205,12 @@ func TestStoryMountReaders(t *testing.T) {
 		}
 	}
 	p.nodes[0].start()
+	eventually(t, "the readers go on after the last kill", func() error {
+		if p.counted(1, "evicted") == 0 {
+			return errors.New("nothing is evicted")
+		}
+		return nil
+	})
 	sum := readTally{Right: map[string]int{}, Failed: map[string]int{}}
 	for _, rd := range readers {
 		saw := rd.end(t)
@@ -206,6 +240,9 @@ func TestStoryMountReaders(t *testing.T) {
 	}
 	t.Logf("%d kills, %d packs evicted, %d bytes came from nodes and %d from the remote tier; %d files held; right %v, failed %v, the slowest call %v",
 		kills, evicted, peer, remote, held, sum.Right, sum.Failed, sum.Slow)
+	for name, err := range differing(p.dir, seen) {
+		t.Errorf("when all is over, %q: %v", name, err)
+	}
 	if err := c.Unmount(t.Context(), at); err != nil {
 		t.Error(err)
 	}

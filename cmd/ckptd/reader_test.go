@@ -39,7 +39,7 @@ type readTally struct {
 // model is a tree that is mounted, and the same files on a disk.
 type model struct {
 	files, mount string   // folders
-	names        []string // of files, and of tars below mount/.shuffle
+	names, tars  []string // of files, and of tars below mount/.shuffle
 	tally        *readTally
 	mu           *sync.Mutex
 	now          *[readersAtOnce]atomic.Int64 // when each began its call, ns
@@ -63,7 +63,11 @@ func readUntilTold(args []string) int {
 	if err := filepath.WalkDir(m.files, func(p string, e fs.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {
 			p, err = filepath.Rel(m.files, p)
-			m.names = append(m.names, p)
+			if filepath.Ext(p) == ".tar" {
+				m.tars = append(m.tars, p)
+			} else {
+				m.names = append(m.names, p)
+			}
 		}
 		return err
 	}); err != nil {
@@ -107,6 +111,9 @@ func (m *model) loop(k int, r *rand.Rand, over chan struct{}) {
 		default:
 		}
 		name := m.names[r.IntN(len(m.names))]
+		if r.IntN(8) == 0 {
+			name = m.tars[r.IntN(len(m.tars))]
+		}
 		kind, read := "pread", m.pread
 		switch r.IntN(10) {
 		case 0, 1:
