@@ -14,7 +14,8 @@
 1. A version never changes; its samples have numbers, and data[i] is sample i.
 2. The order of an epoch depends on version, seed, epoch and mode alone. However many ranks go on from a cursor,
    no sample of the epoch comes twice and none is left out.
-3. A cursor counts what the training loop was given, not what workers fetched ahead.
+3. A cursor counts what the training loop was given, not what workers fetched ahead: that of Loader, and the state of
+   torchdata's StatefulDataLoader over data.sampler().
 4. Bytes come from packs the daemon has checked, mapped into this process; at most 64 packs are mapped at a time.
 5. A data set may be used after a fork and be pickled to a spawned process; each opens its own connection.
 """
