@@ -207,7 +207,7 @@ def _made(x: Any, boxes: dict[Box, Any], found: dict[str, Any], name: str) -> An
     if not boxes:
         return x
     shape, _ = _shape_dtype(x)
-    out = jax.make_array_from_callback(shape, _sharding(x), lambda index: boxes[_box(index, shape)])
+    out = jax.make_array_from_callback(shape, _sharding(x), lambda index: boxes[_box(index or (), shape)])
     return jax.random.wrap_key_data(out, impl=found[f"{name}.{KEY}"]) if _is_key(x) else out
 
 
