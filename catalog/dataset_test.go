@@ -111,3 +111,31 @@ func TestPromise12RawShards(t *testing.T) {
 		t.Errorf("a name that is not UTF-8: %v", err)
 	}
 }
+
+// FuzzParseDatasetRef: what is taken for a reference is of a dataset's run, and
+// means the same when it is written down and read again.
+func FuzzParseDatasetRef(f *testing.F) {
+	for _, s := range []string{"imagenet", "web/en@3", "web/en@latest:remote", "a@3#2", "_packs/a@3", "../a", "a@0"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		ref, err := ParseDatasetRef(s)
+		if err != nil {
+			if !errors.Is(err, ErrInvalid) {
+				t.Errorf("%v is not ErrInvalid", err)
+			}
+			return
+		}
+		name, ok := DatasetName(ref.Run)
+		if !ok || ref.Step < 1 && ref.Step != Latest {
+			t.Fatalf("%q is %+v", s, ref)
+		}
+		if ref.Step == Latest || ref.Attempt != 0 {
+			return
+		}
+		again, err := ParseDatasetRef(DatasetRef(SetID{ref.Run, ref.Step, 1}))
+		if err != nil || again.Run != ref.Run || again.Step != ref.Step {
+			t.Errorf("%q of %s, written and read again: %+v, %v", s, name, again, err)
+		}
+	})
+}

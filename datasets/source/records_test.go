@@ -69,7 +69,7 @@ func mds(samples ...string) []byte {
 	return append(append(b, config...), strings.Join(samples, "")...)
 }
 
-func safetensorsFile(t *testing.T) []byte {
+func safetensorsFile(t testing.TB) []byte {
 	t.Helper()
 	json := `{"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]},"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"none":{"dtype":"U8","shape":[0],"data_offsets":[3,3]}}`
 	b := binary.LittleEndian.AppendUint64(nil, uint64(len(json)))

@@ -17,7 +17,7 @@ import (
 )
 
 // packed is a tar of some members, content "x" where it is a file.
-func packed(t *testing.T, members ...tar.Header) []byte {
+func packed(t testing.TB, members ...tar.Header) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

@@ -267,3 +267,29 @@ func (s flat) Samples() int64 { return s.n }
 func (s flat) Members(i int64, into []Member) ([]Member, error) {
 	return append(into, Member{Name: []byte("0123456789.jpg"), Size: i % 100_000}), nil
 }
+
+// FuzzView: any part of any rank's tar is that part of the whole.
+func FuzzView(f *testing.F) {
+	f.Add(uint16(300), uint8(3), uint8(1), uint16(20), uint32(700), uint16(3000))
+	f.Add(uint16(0), uint8(1), uint8(0), uint16(0), uint32(0), uint16(2000))
+	f.Fuzz(func(t *testing.T, n uint16, world, rank uint8, at uint16, off uint32, size uint16) {
+		src := made{n: int64(n % 400)}
+		o := turned{1, 5, max(1, src.n)}
+		share := Share{Rank: int(rank), World: int(world), At: int64(at)}
+		v, err := New(t.Context(), src, o, share)
+		if err != nil {
+			if share.Check(src.n) == nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		b := whole(t, src, o, share)
+		p := make([]byte, size)
+		got, err := v.Reader(src, src).ReadAt(t.Context(), p, int64(off))
+		want := b[min(int64(off), int64(len(b))):]
+		want = want[:min(len(want), len(p))]
+		if got != len(want) || !bytes.Equal(p[:got], want) || err != nil && err != io.EOF || err == nil && got < len(p) {
+			t.Fatalf("%d bytes at %d of %d: %d, %v, want %d", size, off, len(b), got, err, len(want))
+		}
+	})
+}
