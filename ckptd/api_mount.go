@@ -1,6 +1,7 @@
 package ckptd
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -28,6 +29,9 @@ func (n *Node) postMount(ctx context.Context, c *app.RequestContext) error {
 	if err := checkMount(q.Dir); err != nil {
 		return err
 	}
+	if err := checkAhead(q.Ahead); err != nil {
+		return fmt.Errorf("mount %s: %w", q.Dir, err)
+	}
 	m := &n.mounts
 	m.change.Lock()
 	defer m.change.Unlock()
@@ -36,8 +40,13 @@ func (n *Node) postMount(ctx context.Context, c *app.RequestContext) error {
 	}
 	m.mu.Lock()
 	was, wanted := m.mu.want[q.Dir]
-	here, full := m.mu.here[q.Dir] != nil, len(m.mu.want) >= maxMounts
+	h := m.mu.here[q.Dir]
+	here, full := h != nil, len(m.mu.want) >= maxMounts
 	m.mu.Unlock()
+	if here { // what can be changed while it is there
+		q.Ahead = cmp.Or(q.Ahead, was.Ahead)
+		was.Ahead = q.Ahead
+	}
 	switch {
 	case here && was != q:
 		return wire.WithHint(fmt.Errorf("mount %s: %w: it is mounted with other settings", q.Dir, fs.ErrExist), "`ckpt unmount %s` first", q.Dir)
@@ -47,6 +56,9 @@ func (n *Node) postMount(ctx context.Context, c *app.RequestContext) error {
 		if err := n.mount(ctx, q); err != nil {
 			return err
 		}
+	}
+	if here {
+		h.ahead.packs.Store(int64(q.Ahead))
 	}
 	m.mu.Lock()
 	m.mu.want[q.Dir] = q

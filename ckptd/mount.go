@@ -37,8 +37,9 @@ type mounts struct {
 }
 
 type mounted struct {
-	m    *fuse.Mount
-	tree *tree.Tree
+	m     *fuse.Mount
+	tree  *tree.Tree
+	ahead *mountAhead
 }
 
 const (
@@ -152,7 +153,8 @@ func (n *Node) mount(ctx context.Context, req wire.MountRequest) error {
 	if err := n.cat.Sync(ctx); err != nil && !errors.Is(err, catalog.ErrUnavailable) {
 		return err
 	}
-	tr := tree.New(mountStore{n, req.Checked}, tree.Options{
+	ahead := newMountAhead(n, req.Ahead)
+	tr := tree.New(mountStore{n, ahead, req.Checked}, tree.Options{
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Started: n.started, Shared: req.AllowOther && len(n.cfg.UIDs) > 0,
 	})
 	var at atomic.Pointer[fuse.Mount]
@@ -169,7 +171,7 @@ func (n *Node) mount(ctx context.Context, req wire.MountRequest) error {
 	info := m.Info()
 	n.log.Info("mounted", "dir", info.Dir, "passthrough", info.Passthrough, "why", info.Why)
 	n.mounts.mu.Lock()
-	n.mounts.mu.here[req.Dir] = &mounted{m, tr}
+	n.mounts.mu.here[req.Dir] = &mounted{m, tr, ahead}
 	n.mounts.mu.Unlock()
 	return nil
 }
@@ -233,10 +235,11 @@ func (n *Node) mountRows() []wire.Mount {
 	rows := make([]wire.Mount, 0, len(m.mu.want))
 	for _, dir := range slices.Sorted(maps.Keys(m.mu.want)) {
 		req := m.mu.want[dir]
-		row := wire.Mount{Dir: dir, AllowOther: req.AllowOther, Checked: req.Checked, NoPassthrough: req.NoPassthrough}
+		row := wire.Mount{Dir: dir, AllowOther: req.AllowOther, Checked: req.Checked, NoPassthrough: req.NoPassthrough, Ahead: req.Ahead}
 		if h := m.mu.here[dir]; h != nil {
 			i := h.m.Info()
 			row.Mounted, row.Kernel, row.Passthrough, row.Why, row.Open = true, i.Kernel, i.Passthrough, i.Why, i.Open
+			row.Ahead, row.FetchedAhead = h.ahead.effective(), h.ahead.asked.Load()
 			row.Plain, row.Direct, row.Passed = i.Plain, i.Direct, i.Passed
 		}
 		rows = append(rows, row)

@@ -13,6 +13,7 @@ import (
 // mountedVersion is a version as a tree wants it.
 type mountedVersion struct {
 	v       *Version
+	ahead   *mountAhead
 	checked bool
 }
 
@@ -24,7 +25,7 @@ func (m mountStore) OpenVersion(ctx context.Context, rec catalog.SetRecord) (tre
 	if err != nil {
 		return nil, err
 	}
-	return mountedVersion{v, m.checked}, nil
+	return mountedVersion{v, m.ahead, m.checked}, nil
 }
 
 func (m mountedVersion) Index() *index.Index { return m.v.Index }
@@ -39,6 +40,7 @@ func (m mountedVersion) OpenPack(ctx context.Context, i int) (fuse.File, error) 
 	if err != nil {
 		return nil, err
 	}
+	m.ahead.opened(m.v, i)
 	if m.checked {
 		h.CheckEvery()
 	}

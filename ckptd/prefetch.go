@@ -39,6 +39,7 @@ type prefetch struct {
 		ahead     int
 		lookahead int64
 		coming    map[catalog.SetID]bool
+		wanted    map[catalog.SetID]restore.ShardRef // by mounts, and not begun yet
 	}
 }
 
@@ -60,6 +61,7 @@ type reader struct {
 func (p *prefetch) init() {
 	p.kick = newKick()
 	p.mu.readers, p.mu.coming = make(map[string]*reader), make(map[catalog.SetID]bool)
+	p.mu.wanted = make(map[catalog.SetID]restore.ShardRef)
 	p.mu.ahead, p.mu.lookahead = defaultAhead, defaultLookahead
 }
 
@@ -200,6 +202,7 @@ func planNeeds(all [][]need) []need {
 // prefetchOnce looks at the readers' orders, tells the cache what is needed
 // when, and begins to fetch what is missing.
 func (n *Node) prefetchOnce(ctx context.Context) error {
+	n.fetchWanted(ctx)
 	p := &n.prefetch
 	p.mu.Lock()
 	readers := make([]*reader, 0, len(p.mu.readers))

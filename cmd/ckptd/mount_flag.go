@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -10,7 +11,7 @@ import (
 )
 
 // mountSyntax is what --mount takes.
-const mountSyntax = "DIR[,allow-other][,checked][,no-passthrough]"
+const mountSyntax = "DIR[,allow-other][,checked][,no-passthrough][,ahead=PACKS]"
 
 // parseMount reads one --mount; what it does not say is as in base.
 func parseMount(spec string, base wire.MountRequest) (wire.MountRequest, error) {
@@ -26,6 +27,13 @@ func parseMount(spec string, base wire.MountRequest) (wire.MountRequest, error) 
 		return base, err
 	}
 	for _, o := range strings.FieldsFunc(options, func(r rune) bool { return r == ',' }) {
+		key, value, _ := strings.Cut(o, "=")
+		if key == "ahead" {
+			if base.Ahead, err = strconv.Atoi(value); err != nil || base.Ahead < 1 || base.Ahead > 64 {
+				return bad("ahead %q; 1 to 64", value)
+			}
+			continue
+		}
 		switch o {
 		case "allow-other":
 			base.AllowOther = true

@@ -282,6 +282,8 @@ type Mount struct {
 	AllowOther    bool   `json:"allow_other"`
 	Checked       bool   `json:"checked"`
 	NoPassthrough bool   `json:"no_passthrough"`   // it was asked for
+	Ahead         int    `json:"ahead"`            // packs that are fetched before they are read, in order
+	FetchedAhead  int64  `json:"fetched_ahead"`    // packs that were, since it was mounted
 	Kernel        string `json:"kernel,omitempty"` // version of its FUSE protocol
 	Passthrough   bool   `json:"passthrough"`
 	Why           string `json:"why,omitempty"` // there is no passthrough
@@ -396,6 +398,7 @@ type (
 		AllowOther    bool   `json:"allow_other,omitempty"`
 		NoPassthrough bool   `json:"no_passthrough,omitempty"` // everything goes through the daemon, as where the kernel cannot do otherwise
 		Checked       bool   `json:"checked,omitempty"`        // no passthrough: every byte that is read is checked
+		Ahead         int    `json:"ahead,omitempty"`          // packs that are fetched before they are read, at most 64; 0: the node's setting, or no change of the mount's
 	}
 	UnmountRequest struct {
 		Dir  string `json:"dir"`
