@@ -107,3 +107,44 @@ func TestPromise3RetryBudget(t *testing.T) {
 		})
 	}
 }
+
+// Promise 4: a quota that shrinks makes room at once, one that grows is used,
+// and settings that make no sense change nothing.
+func TestPromise4QuotaChanges(t *testing.T) {
+	remote := &store{name: "remote", kind: Remote}
+	w := newWorld(t, Options{Quota: 20 * mib}, remote)
+	var refs []restore.ShardRef
+	for i := range int64(4) {
+		refs = append(refs, w.pack(i, 5*mib))
+		if err := w.c.Fetch(t.Context(), refs[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.c.wg.Wait()
+	held := w.open(refs[0]) // used last, and open
+	w.same(held)
+	for _, c := range []struct {
+		quota  int64
+		copies int
+	}{{11 * mib, 2}, {mib, 1}, {20 * mib, 1}} {
+		if err := w.c.Configure(t.Context(), Settings{Quota: c.quota}); err != nil {
+			t.Fatal(err)
+		}
+		if s := w.c.Stats(); s.Copies != c.copies || s.Quota != c.quota {
+			t.Errorf("with %d bytes: %+v, want %d copies", c.quota, s, c.copies)
+		}
+		w.same(held)
+	}
+	if err := w.c.Fetch(t.Context(), refs[1]); err != nil {
+		t.Errorf("with a quota that grew: %v", err)
+	}
+	before := w.c.Settings()
+	for _, bad := range []Settings{{Quota: -1}, {Policy: "fifo"}, {Retries: -1}, {Retries: MaxRetries + 1, Quota: mib}} {
+		if err := w.c.Configure(t.Context(), bad); !errors.Is(err, catalog.ErrInvalid) {
+			t.Errorf("%+v: %v, want ErrInvalid", bad, err)
+		}
+	}
+	if got := w.c.Settings(); got != before {
+		t.Errorf("after what was refused: %+v, want %+v", got, before)
+	}
+}
