@@ -70,6 +70,19 @@ func TestStoryRaw(t *testing.T) {
 	}
 
 	id := catalog.SetID{Run: "files", Step: 1, Attempt: one}
+	// A column that is damaged is found by a scrub, and made anew from the others.
+	flip(t, columnsOf(t, d, id.BlobName(0, true))[0], 4096+70_000)
+	if v, err := c.Verify(ctx, "files@1", true, nil); err != nil || len(v.Bad) != 1 || v.Bad[0].Rank != 0 {
+		t.Errorf("verify --deep of a damaged column: %+v, %v", v, err)
+	}
+	must("remote with a damaged column", ckpt.From("remote"))
+	if _, err := c.Scrub(ctx, "", true, nil); err != nil {
+		t.Errorf("scrub: %v", err)
+	}
+	if v, err := c.Verify(ctx, "files@1", true, nil); err != nil || len(v.Bad) > 0 {
+		t.Errorf("verify --deep after a scrub: %+v, %v", v, err)
+	}
+
 	local := filepath.Join(d.dir, "data", "local", "shards", filepath.FromSlash(id.BlobName(0, true)))
 	flip(t, local, 1<<20+17)
 	must("with a bad local copy")

@@ -239,7 +239,12 @@ func columns(t testing.TB, d *daemon, id string, rank int) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := catalog.SetID{Run: ref.Run, Step: ref.Step, Attempt: ref.Attempt}.ShardName(rank)
+	return columnsOf(t, d, catalog.SetID{Run: ref.Run, Step: ref.Step, Attempt: ref.Attempt}.ShardName(rank))
+}
+
+// columnsOf lists the files of a blob's columns, in the order of the columns.
+func columnsOf(t testing.TB, d *daemon, name string) []string {
+	t.Helper()
 	var all []string
 	for i := range 3 {
 		found, err := filepath.Glob(filepath.Join(targetDir(d, i), "columns", filepath.FromSlash(name), "*.col"))
