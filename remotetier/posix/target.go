@@ -14,6 +14,7 @@ import (
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/localtier/vfs"
 	"github.com/ckptd/ckptd/remotetier"
+	"github.com/ckptd/ckptd/remotetier/plain"
 )
 
 // The directory of a target. Names of blobs do not begin with a dot.
@@ -39,10 +40,11 @@ type Target struct {
 	name string
 	opt  Options
 
+	writing plain.Writing
+
 	mu struct {
 		sync.Mutex
 		seq   int
-		busy  map[remotetier.Key]bool // being written by this process
 		swept time.Time
 		known map[string]bool // folders whose names are durable up to dir
 	}
@@ -57,7 +59,7 @@ func Open(ctx context.Context, fsys vfs.FS, dir, name string, opt Options) (*Tar
 		opt.Stale = 24 * time.Hour
 	}
 	t := &Target{fs: steady{fsys}, dir: dir, name: name, opt: opt}
-	t.mu.busy, t.mu.known = map[remotetier.Key]bool{}, map[string]bool{}
+	t.mu.known = map[string]bool{}
 	if err := t.open(ctx); err != nil {
 		return nil, fmt.Errorf("open posix target %s in %s: %w", name, dir, err)
 	}

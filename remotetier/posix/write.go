@@ -48,33 +48,17 @@ func (t *Target) Create(ctx context.Context, key remotetier.Key, size int64, mod
 		return nil, fmt.Errorf("create %v: %w: %d bytes are free of the %d needed", key, catalog.ErrNoSpace, space.Free, size)
 	}
 	t.sweepNow(ctx)
-	if err := t.begin(key); err != nil {
+	if err := t.writing.Begin(key); err != nil {
 		return nil, err
 	}
 	if there, err := t.exists(key); err != nil || there && mode == remotetier.CreateNew {
-		t.end(key)
+		t.writing.End(key)
 		if err == nil {
 			err = fs.ErrExist
 		}
 		return nil, fmt.Errorf("create %v: %w", key, err)
 	}
 	return &writer{t: t, key: key, mode: mode, cut: plain.NewCut(key, size), name: plain.DataName(key, rand.Uint32())}, nil
-}
-
-func (t *Target) begin(key remotetier.Key) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.mu.busy[key] {
-		return fmt.Errorf("create %v: %w: it is being written", key, fs.ErrExist)
-	}
-	t.mu.busy[key] = true
-	return nil
-}
-
-func (t *Target) end(key remotetier.Key) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.mu.busy, key)
 }
 
 func (w *writer) Write(ctx context.Context, p []byte) error {
@@ -381,7 +365,7 @@ func (w *writer) Close() error {
 		return nil
 	}
 	w.done = true
-	defer w.t.end(w.key)
+	defer w.t.writing.End(w.key)
 	var errs []error
 	if w.f != nil {
 		errs = append(errs, w.f.Close())

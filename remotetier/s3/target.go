@@ -11,6 +11,7 @@ import (
 
 	"github.com/ckptd/ckptd/catalog"
 	"github.com/ckptd/ckptd/remotetier"
+	"github.com/ckptd/ckptd/remotetier/plain"
 	"github.com/ckptd/ckptd/remotetier/s3/bucket"
 )
 
@@ -49,11 +50,12 @@ type Target struct {
 	opt   Options
 	parts *parts
 
+	writing plain.Writing
+
 	mu struct {
 		sync.Mutex
 		ready bool // the bucket was asked whose it is
 		seq   int
-		busy  map[remotetier.Key]bool // being written by this process
 		swept time.Time
 		used  int64     // bytes, for the quota
 		asked time.Time // when used was counted
@@ -74,7 +76,6 @@ func Open(ctx context.Context, b *bucket.Bucket, name string, opt Options) (*Tar
 	}
 	opt.norm()
 	t := &Target{b: b, name: name, opt: opt, parts: &parts{left: opt.Buffers}, starting: make(chan struct{}, 1)}
-	t.mu.busy = map[remotetier.Key]bool{}
 	short, cancel := context.WithTimeout(ctx, openTime)
 	defer cancel()
 	if err := t.begin(short); err != nil && short.Err() == nil && !errors.Is(err, catalog.ErrUnavailable) {

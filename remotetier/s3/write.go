@@ -62,12 +62,12 @@ func (t *Target) Create(ctx context.Context, key remotetier.Key, size int64, mod
 		return nil, fmt.Errorf("create %v: %w: %d bytes are free of the %d needed", key, catalog.ErrNoSpace, space.Free, size)
 	}
 	t.sweepNow(ctx)
-	if err := t.claim(key); err != nil {
+	if err := t.writing.Begin(key); err != nil {
 		return nil, err
 	}
 	if mode == remotetier.CreateNew {
 		if there, err := t.exists(ctx, key); err != nil || there {
-			t.unclaim(key)
+			t.writing.End(key)
 			if err == nil {
 				err = fs.ErrExist
 			}
@@ -80,24 +80,6 @@ func (t *Target) Create(ctx context.Context, key remotetier.Key, size int64, mod
 	w.sends, w.ctx = errgroup.WithContext(background)
 	w.sends.SetLimit(t.opt.Parallel)
 	return w, nil
-}
-
-// claim keeps two writers of this process from one key; those of others meet
-// at the sidecar, which is put only where there is none.
-func (t *Target) claim(key remotetier.Key) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.mu.busy[key] {
-		return fmt.Errorf("create %v: %w: it is being written", key, fs.ErrExist)
-	}
-	t.mu.busy[key] = true
-	return nil
-}
-
-func (t *Target) unclaim(key remotetier.Key) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	delete(t.mu.busy, key)
 }
 
 func (t *Target) exists(ctx context.Context, key remotetier.Key) (bool, error) {
@@ -287,7 +269,7 @@ func (w *writer) Close() error {
 		return nil
 	}
 	w.done = true
-	defer w.t.unclaim(w.key)
+	defer w.t.writing.End(w.key)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), cleanupTime)
 	defer cancel()
 	w.cancel()
