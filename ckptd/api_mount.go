@@ -29,7 +29,7 @@ func (n *Node) postMount(ctx context.Context, c *app.RequestContext) error {
 	if err := checkMount(q.Dir); err != nil {
 		return err
 	}
-	if err := checkAhead(q.Ahead); err != nil {
+	if err := checkReads(q); err != nil {
 		return fmt.Errorf("mount %s: %w", q.Dir, err)
 	}
 	m := &n.mounts
@@ -44,8 +44,8 @@ func (n *Node) postMount(ctx context.Context, c *app.RequestContext) error {
 	here, full := h != nil, len(m.mu.want) >= maxMounts
 	m.mu.Unlock()
 	if here { // what can be changed while it is there
-		q.Ahead = cmp.Or(q.Ahead, was.Ahead)
-		was.Ahead = q.Ahead
+		q.Ahead, q.Retries = cmp.Or(q.Ahead, was.Ahead), cmp.Or(q.Retries, was.Retries)
+		was.Ahead, was.Retries = q.Ahead, q.Retries
 	}
 	switch {
 	case here && was != q:
@@ -58,7 +58,7 @@ func (n *Node) postMount(ctx context.Context, c *app.RequestContext) error {
 		}
 	}
 	if here {
-		h.ahead.packs.Store(int64(q.Ahead))
+		h.ahead.set(q)
 	}
 	m.mu.Lock()
 	m.mu.want[q.Dir] = q

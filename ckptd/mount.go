@@ -39,7 +39,7 @@ type mounts struct {
 type mounted struct {
 	m     *fuse.Mount
 	tree  *tree.Tree
-	ahead *mountAhead
+	ahead *mountReads
 }
 
 const (
@@ -153,7 +153,7 @@ func (n *Node) mount(ctx context.Context, req wire.MountRequest) error {
 	if err := n.cat.Sync(ctx); err != nil && !errors.Is(err, catalog.ErrUnavailable) {
 		return err
 	}
-	ahead := newMountAhead(n, req.Ahead)
+	ahead := newMountReads(n, req)
 	tr := tree.New(mountStore{n, ahead, req.Checked}, tree.Options{
 		UID: uint32(os.Geteuid()), GID: uint32(os.Getegid()), Started: n.started, Shared: req.AllowOther && len(n.cfg.UIDs) > 0,
 	})
@@ -235,11 +235,11 @@ func (n *Node) mountRows() []wire.Mount {
 	rows := make([]wire.Mount, 0, len(m.mu.want))
 	for _, dir := range slices.Sorted(maps.Keys(m.mu.want)) {
 		req := m.mu.want[dir]
-		row := wire.Mount{Dir: dir, AllowOther: req.AllowOther, Checked: req.Checked, NoPassthrough: req.NoPassthrough, Ahead: req.Ahead}
+		row := wire.Mount{Dir: dir, AllowOther: req.AllowOther, Checked: req.Checked, NoPassthrough: req.NoPassthrough, Ahead: req.Ahead, Retries: req.Retries}
 		if h := m.mu.here[dir]; h != nil {
 			i := h.m.Info()
 			row.Mounted, row.Kernel, row.Passthrough, row.Why, row.Open = true, i.Kernel, i.Passthrough, i.Why, i.Open
-			row.Ahead, row.FetchedAhead = h.ahead.effective(), h.ahead.asked.Load()
+			row.Ahead, row.Retries, row.FetchedAhead = h.ahead.effective(), h.ahead.retries(), h.ahead.asked.Load()
 			row.Plain, row.Direct, row.Passed = i.Plain, i.Direct, i.Passed
 		}
 		rows = append(rows, row)

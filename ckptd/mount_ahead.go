@@ -8,16 +8,19 @@ import (
 	"sync/atomic"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/ckptd/packs"
 	"github.com/ckptd/ckptd/restore"
+	"github.com/ckptd/ckptd/sdk/wire"
 )
 
-// mountAhead has the packs fetched that a mount is about to read. Files lie in
+// mountReads is how a mount reads packs. It has those fetched that a mount is about to read. Files lie in
 // packs in the order of their import, so who reads a tree from its beginning
 // opens packs one after the other. Within a pack nothing need be done: what
 // follows a read comes next by itself.
-type mountAhead struct {
+type mountReads struct {
 	n     *Node
 	packs atomic.Int64 // the mount's own setting; 0: the node's
+	again atomic.Int64 // times that all sources of a pack are asked again; 0: the node's setting
 	asked atomic.Int64 // packs, since it was mounted
 
 	mu struct {
@@ -29,30 +32,43 @@ type mountAhead struct {
 // maxAheadVersions bounds the versions of which it is known what was opened last.
 const maxAheadVersions = 256
 
-func newMountAhead(n *Node, packs int) *mountAhead {
-	a := &mountAhead{n: n}
-	a.packs.Store(int64(packs))
+func newMountReads(n *Node, req wire.MountRequest) *mountReads {
+	a := &mountReads{n: n}
+	a.set(req)
 	a.mu.last = make(map[catalog.SetID]int)
 	return a
 }
 
-func checkAhead(packs int) error {
-	if packs < 0 || packs > maxAhead {
-		return fmt.Errorf("%w: ahead %d; want 1 to %d packs, or 0 for the node's setting", catalog.ErrInvalid, packs, maxAhead)
+func (a *mountReads) set(req wire.MountRequest) {
+	a.packs.Store(int64(req.Ahead))
+	a.again.Store(int64(req.Retries))
+}
+
+func checkReads(req wire.MountRequest) error {
+	if req.Ahead < 0 || req.Ahead > maxAhead {
+		return fmt.Errorf("%w: ahead %d; want 1 to %d packs, or 0 for the node's setting", catalog.ErrInvalid, req.Ahead, maxAhead)
+	}
+	if req.Retries < 0 || req.Retries > packs.MaxRetries {
+		return fmt.Errorf("%w: retries %d; want 1 to %d, or 0 for the node's setting", catalog.ErrInvalid, req.Retries, packs.MaxRetries)
 	}
 	return nil
 }
 
 // effective is how many packs are fetched ahead.
-func (a *mountAhead) effective() int {
+func (a *mountReads) effective() int {
 	p := &a.n.prefetch
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return cmp.Or(int(a.packs.Load()), p.mu.ahead)
 }
 
+// retries is how often all sources of a pack are asked again.
+func (a *mountReads) retries() int {
+	return cmp.Or(int(a.again.Load()), a.n.packs.Settings().Retries)
+}
+
 // opened notes that the mount reads a pack of a version.
-func (a *mountAhead) opened(v *Version, pack int) {
+func (a *mountReads) opened(v *Version, pack int) {
 	a.mu.Lock()
 	last, known := a.mu.last[v.Set]
 	if !known && len(a.mu.last) >= maxAheadVersions {
@@ -77,11 +93,11 @@ func (a *mountAhead) opened(v *Version, pack int) {
 // nextPacks gives the packs to fetch when pack is opened after last (-1: it is
 // the first): the next ones, when it lies a little behind last, and none for
 // who reads here and there.
-func nextPacks(last, pack, ahead, packs int) (next []int) {
+func nextPacks(last, pack, ahead, all int) (next []int) {
 	if pack <= last || pack > last+ahead {
 		return nil
 	}
-	for i := pack + 1; i < min(packs, pack+1+ahead); i++ {
+	for i := pack + 1; i < min(all, pack+1+ahead); i++ {
 		next = append(next, i)
 	}
 	return next

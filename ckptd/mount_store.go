@@ -13,7 +13,7 @@ import (
 // works while the catalog is away.
 type mountStore struct {
 	n       *Node
-	ahead   *mountAhead
+	ahead   *mountReads
 	checked bool // no passthrough: every byte of every read is checked
 }
 

@@ -13,7 +13,7 @@ import (
 // mountedVersion is a version as a tree wants it.
 type mountedVersion struct {
 	v       *Version
-	ahead   *mountAhead
+	ahead   *mountReads
 	checked bool
 }
 
@@ -40,6 +40,7 @@ func (m mountedVersion) OpenPack(ctx context.Context, i int) (fuse.File, error) 
 	if err != nil {
 		return nil, err
 	}
+	h.Retry(int(m.ahead.again.Load()))
 	m.ahead.opened(m.v, i)
 	if m.checked {
 		h.CheckEvery()

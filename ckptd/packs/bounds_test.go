@@ -83,8 +83,8 @@ func TestWaitingNodesLeaveMemory(t *testing.T) {
 
 // Promise 3: all sources are asked again as often as the budget says.
 func TestPromise3RetryBudget(t *testing.T) {
-	for _, c := range []struct{ retries, fails, reads int }{
-		{1, 1, 2}, {3, 3, 4}, {3, 99, 4}, {1, 99, 2},
+	for _, c := range []struct{ retries, own, fails, reads int }{ // own: of the handle
+		{1, 0, 1, 2}, {3, 0, 3, 4}, {3, 0, 99, 4}, {1, 0, 99, 2}, {9, 2, 99, 3}, {1, 3, 3, 4},
 	} {
 		t.Run(fmt.Sprint(c), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -92,6 +92,10 @@ func TestPromise3RetryBudget(t *testing.T) {
 				w := newWorld(t, Options{Retries: c.retries}, remote)
 				begin := time.Now()
 				h := w.open(w.pack(1, mib))
+				h.Retry(c.own)
+				if c.own > 0 {
+					c.retries = c.own
+				}
 				_, err := h.ReadAt(t.Context(), make([]byte, mib), 0)
 				if wantErr := c.fails > c.retries; wantErr != errors.Is(err, catalog.ErrUnavailable) || !wantErr && err != nil {
 					t.Errorf("got %v", err)

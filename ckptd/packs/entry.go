@@ -172,3 +172,14 @@ func (c *Cache) keep(ref restore.ShardRef, prefetched bool) {
 	c.mu.arrives -= ref.Size
 	c.mu.copies[ref.Set] = &kept{name: Name(ref.Set), size: ref.Size, root: ref.Root, used: time.Now(), checked: true, prefetched: prefetched}
 }
+
+// retry sets the budget of what comes; 0: as it is.
+func (e *entry) retry(n int) {
+	switch {
+	case n <= 0:
+	case e.arrival != nil:
+		e.arrival.feed.budget.Store(int64(n))
+	case e.stream != nil:
+		e.stream.feed.budget.Store(int64(n))
+	}
+}

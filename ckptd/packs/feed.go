@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
@@ -25,6 +26,7 @@ type feed struct {
 	c         *Cache
 	ref       restore.ShardRef
 	firstHand bool
+	budget    atomic.Int64 // see Handle.Retry
 
 	mu struct {
 		sync.Mutex
@@ -77,7 +79,6 @@ func (f *feed) gather(ctx context.Context, round int) (int, []Source, error) {
 func (f *feed) read(ctx context.Context, p []byte, off int64) error {
 	round := 0
 	pause := firstPause
-	retries := f.c.Settings().Retries
 	for try := 0; ; try++ {
 		var sources []Source
 		var err error
@@ -96,7 +97,7 @@ func (f *feed) read(ctx context.Context, p []byte, off int64) error {
 			}
 			err = f.exhausted()
 		}
-		if errors.Is(err, catalog.ErrCorrupt) || try >= retries {
+		if errors.Is(err, catalog.ErrCorrupt) || try >= f.retries() {
 			return err
 		}
 		select {
@@ -106,6 +107,14 @@ func (f *feed) read(ctx context.Context, p []byte, off int64) error {
 		}
 		pause = min(2*pause, maxPause)
 	}
+}
+
+// retries is how often all sources are asked again.
+func (f *feed) retries() int {
+	if n := int(f.budget.Load()); n > 0 {
+		return n
+	}
+	return f.c.Settings().Retries
 }
 
 // from reads from one source and holds the bytes against the seal, if there

@@ -19,13 +19,14 @@ type Handle struct {
 	ref restore.ShardRef
 	why purpose
 
-	mu     sync.Mutex
-	e      *entry   // nil: closed, or let go of while it was parked
-	file   *os.File // the whole, checked; nil until asked for
-	lent   bool
-	every  bool // see CheckEvery
-	parked bool // nobody reads it for now; see Park
-	closed bool
+	mu      sync.Mutex
+	e       *entry   // nil: closed, or let go of while it was parked
+	file    *os.File // the whole, checked; nil until asked for
+	lent    bool
+	retries int  // see Retry
+	every   bool // see CheckEvery
+	parked  bool // nobody reads it for now; see Park
+	closed  bool
 }
 
 // Size is the shard's, in bytes.
@@ -122,6 +123,17 @@ func (h *Handle) Check(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// Retry has all sources of what still comes asked again up to n times, instead
+// of as often as the cache's settings say; 0 leaves it to those. A shard comes
+// once for all who have it open: the last who said something is heeded.
+func (h *Handle) Retry(n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.retries = n; h.e != nil {
+		h.e.retry(n)
+	}
 }
 
 // CheckEvery has every read of the handle held against the sums of the blocks,
@@ -295,6 +307,7 @@ func (h *Handle) reopen(ctx context.Context, e *entry, cause error) error {
 		return nil
 	}
 	h.e = next.e
+	h.e.retry(h.retries)
 	if h.file != nil {
 		_ = h.file.Close() // only read from
 		h.file = nil

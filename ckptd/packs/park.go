@@ -62,6 +62,7 @@ func (h *Handle) wake(ctx context.Context) (*entry, error) {
 		return old, nil
 	}
 	h.e = next.e
+	h.e.retry(h.retries)
 	if old != nil {
 		h.c.leave(old)
 	}

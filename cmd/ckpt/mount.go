@@ -54,6 +54,7 @@ a peer or the remote tier. A daemon that is not root's needs fusermount3 (Debian
 	}
 	cmd.Flags().BoolVar(&req.AllowOther, "allow-other", false, "let other users look in too")
 	cmd.Flags().IntVar(&req.Ahead, "ahead", 0, "packs that are fetched before they are read by who reads in order; also of a mount that is there (default the node's, see ckpt dataset settings)")
+	cmd.Flags().IntVar(&req.Retries, "retries", 0, "times that all sources of a pack are asked again; also of a mount that is there (default the node's)")
 	cmd.Flags().BoolVar(&req.NoPassthrough, "no-passthrough", false, "everything goes through the daemon, as where the kernel cannot do otherwise")
 	cmd.Flags().BoolVar(&req.Checked, "checked", false, "check every byte that is read, instead of having the kernel read files itself")
 	return cmd
@@ -71,7 +72,7 @@ func mountLine(m *wire.Mount) string {
 	}
 	ahead := ""
 	if m.Ahead > 0 {
-		ahead = fmt.Sprintf("; %s ahead, %d fetched so", plural(m.Ahead, "pack", "packs"), m.FetchedAhead)
+		ahead = fmt.Sprintf("; %s ahead, %d fetched so, %s", plural(m.Ahead, "pack", "packs"), m.FetchedAhead, plural(m.Retries, "retry", "retries"))
 	}
 	return fmt.Sprintf("%s  %s open; %s%s", m.Dir, plural(m.Open, "file", "files"), how, ahead)
 }

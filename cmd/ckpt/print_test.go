@@ -154,7 +154,7 @@ func statusOf(ago func(time.Duration) time.Time) *wire.Status {
 		{Name: "llama/7b@1200", Files: 16, Bytes: 4 << 30, Changed: ago(time.Minute), Committing: true},
 		{Name: "old@1", Files: 1, Bytes: 9, Changed: ago(50 * time.Hour), Until: ago(-22 * time.Hour)},
 	}
-	s.Mounts = []wire.Mount{{Dir: "/mnt/a", Mounted: true, Passthrough: true, Open: 1, Ahead: 4, FetchedAhead: 17}, {Dir: "/mnt/b", Mounted: true, Why: "the process may not: it needs CAP_SYS_ADMIN"}, {Dir: "/mnt/c"}}
+	s.Mounts = []wire.Mount{{Dir: "/mnt/a", Mounted: true, Passthrough: true, Open: 1, Ahead: 4, FetchedAhead: 17, Retries: 4}, {Dir: "/mnt/b", Mounted: true, Why: "the process may not: it needs CAP_SYS_ADMIN"}, {Dir: "/mnt/c"}}
 	s.Backlog.Drain, s.Backlog.DrainBytes = 3, 3<<30
 	return s
 }

@@ -54,10 +54,10 @@ func TestStoryMountAhead(t *testing.T) {
 	}
 	read(0)
 	prefetched(1)
-	if m, err := c.Mount(t.Context(), wire.MountRequest{Dir: dir, Ahead: 3}); err != nil || m.Ahead != 3 {
+	if m, err := c.Mount(t.Context(), wire.MountRequest{Dir: dir, Ahead: 3, Retries: 7}); err != nil || m.Ahead != 3 || m.Retries != 7 {
 		t.Errorf("changed to %+v, %v; want 3 packs ahead", m, err)
 	}
-	if m, err := c.Mount(t.Context(), wire.MountRequest{Dir: dir}); err != nil || m.Ahead != 3 {
+	if m, err := c.Mount(t.Context(), wire.MountRequest{Dir: dir}); err != nil || m.Ahead != 3 || m.Retries != 7 {
 		t.Errorf("asked for again: %+v, %v; want that it stays at 3", m, err)
 	}
 	read(1)

@@ -11,7 +11,7 @@ import (
 )
 
 // mountSyntax is what --mount takes.
-const mountSyntax = "DIR[,allow-other][,checked][,no-passthrough][,ahead=PACKS]"
+const mountSyntax = "DIR[,allow-other][,checked][,no-passthrough][,ahead=PACKS][,retries=TIMES]"
 
 // parseMount reads one --mount; what it does not say is as in base.
 func parseMount(spec string, base wire.MountRequest) (wire.MountRequest, error) {
@@ -31,6 +31,12 @@ func parseMount(spec string, base wire.MountRequest) (wire.MountRequest, error) 
 		if key == "ahead" {
 			if base.Ahead, err = strconv.Atoi(value); err != nil || base.Ahead < 1 || base.Ahead > 64 {
 				return bad("ahead %q; 1 to 64", value)
+			}
+			continue
+		}
+		if key == "retries" {
+			if base.Retries, err = strconv.Atoi(value); err != nil || base.Retries < 1 || base.Retries > 100 {
+				return bad("retries %q; 1 to 100", value)
 			}
 			continue
 		}

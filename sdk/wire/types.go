@@ -283,6 +283,7 @@ type Mount struct {
 	Checked       bool   `json:"checked"`
 	NoPassthrough bool   `json:"no_passthrough"`   // it was asked for
 	Ahead         int    `json:"ahead"`            // packs that are fetched before they are read, in order
+	Retries       int    `json:"retries"`          // times that all sources of a pack are asked again
 	FetchedAhead  int64  `json:"fetched_ahead"`    // packs that were, since it was mounted
 	Kernel        string `json:"kernel,omitempty"` // version of its FUSE protocol
 	Passthrough   bool   `json:"passthrough"`
@@ -399,6 +400,7 @@ type (
 		NoPassthrough bool   `json:"no_passthrough,omitempty"` // everything goes through the daemon, as where the kernel cannot do otherwise
 		Checked       bool   `json:"checked,omitempty"`        // no passthrough: every byte that is read is checked
 		Ahead         int    `json:"ahead,omitempty"`          // packs that are fetched before they are read, at most 64; 0: the node's setting, or no change of the mount's
+		Retries       int    `json:"retries,omitempty"`        // times that all sources of a pack are asked again, at most 100; 0 as for ahead
 	}
 	UnmountRequest struct {
 		Dir  string `json:"dir"`
