@@ -110,7 +110,7 @@ func cutDaemon(t *testing.T, d *daemon, dir, name string, flags ...string) (as s
 // is stored kept.
 func TestImportDaemonAway(t *testing.T) {
 	d := startDaemon(t)
-	dir := oddTree(t, 30)
+	dir := oddTree(t, 16)
 
 	name, h, code := cutDaemon(t, d, dir, "gone", "--patience", "1500ms")
 	if got := <-code; got != 1 || !strings.Contains(h.String(), "waited ") || !strings.Contains(h.String(), "--patience") {

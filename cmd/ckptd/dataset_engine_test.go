@@ -126,6 +126,15 @@ func datasetOnEngine(t *testing.T, remote string, read func(name string) ([]byte
 	if res, err := c.Rebuild(ctx, nil); err != nil || len(res.Problems) > 0 || res.Shards < len(sets) {
 		t.Fatalf("rebuild of %d sets: %+v, %v", len(sets), res, err)
 	}
+	for _, id := range sets { // what blocks from the engine were, and are, held against
+		m, err := c.Manifest(ctx, id.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if seal, err := m.Shards[0].Seal(id); err != nil || seal == nil {
+			t.Errorf("the manifest of %v has no sums of its blocks: %v", id, err)
+		}
+	}
 	all("after a rebuild", bare)
 	sane("after a rebuild", c)
 	// The next version takes up what was found.
