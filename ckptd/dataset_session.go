@@ -1,6 +1,7 @@
 package ckptd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ type dataSession struct {
 	versions map[catalog.SetID]*Version
 	packs    []*packs.Handle // the one used last at the end
 	readers  []string
+	retries  int // of the reader that said something last; 0: the node's
 }
 
 func (d *dataSession) close(n *Node) {
@@ -138,6 +140,7 @@ func (s *session) pack(ctx context.Context, m *wire.Message) error {
 	if err != nil {
 		return err
 	}
+	h.Retry(s.data.retries)
 	a := &wire.Message{T: "pack", Pack: m.Pack, Set: h.Ref().Set.String(), Size: h.Size(), From: h.From().String()}
 	var fds []*os.File
 	if h.Whole() {
@@ -256,7 +259,7 @@ func (s *session) reader(m *wire.Message) error {
 	if err != nil {
 		return err
 	}
-	r.seen = time.Now()
+	r.seen, s.data.retries = time.Now(), r.retries
 	s.n.prefetch.put(key, r)
 	if !known {
 		s.data.readers = append(s.data.readers, key)
@@ -264,5 +267,5 @@ func (s *session) reader(m *wire.Message) error {
 	cache := s.n.tellCache()
 	ahead, lookahead := s.n.prefetch.effective(r)
 	return s.send(&wire.Message{T: "reader", Set: id.String(), ID: m.ID, At: m.At, Rank: m.Rank, World: m.World, Order: m.Order,
-		Ahead: ahead, Lookahead: lookahead, Cache: &cache}, nil)
+		Ahead: ahead, Lookahead: lookahead, Retries: cmp.Or(r.retries, cache.Settings.Retries), Cache: &cache}, nil)
 }

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"sync"
 	"time"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/ckptd/packs"
 	"github.com/ckptd/ckptd/datasets/order"
 	"github.com/ckptd/ckptd/restore"
 	"github.com/ckptd/ckptd/sdk/wire"
@@ -55,6 +57,7 @@ type reader struct {
 	at        int64 // samples of the epoch that all ranks together have taken
 	ahead     int   // 0: the node's
 	lookahead int64
+	retries   int
 	seen      time.Time
 }
 
@@ -84,6 +87,25 @@ func (p *prefetch) effective(r *reader) (ahead int, lookahead int64) {
 	return cmp.Or(r.ahead, p.mu.ahead), cmp.Or(r.lookahead, p.mu.lookahead)
 }
 
+// maxTold bounds the readers that are told of one by one.
+const maxTold = 100
+
+// tellReaders gives the readers there are, by id.
+func (n *Node) tellReaders() []wire.Reader {
+	node := n.settings()
+	p := &n.prefetch
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ids := slices.Sorted(maps.Keys(p.mu.readers))
+	out := make([]wire.Reader, 0, min(len(ids), maxTold))
+	for _, id := range ids[:min(len(ids), maxTold)] {
+		r := p.mu.readers[id]
+		out = append(out, wire.Reader{ID: id, Set: r.version.Set.String(), Rank: int(r.rank), World: int(r.world), At: r.at,
+			Ahead: cmp.Or(r.ahead, node.Ahead), Lookahead: cmp.Or(r.lookahead, node.Lookahead), Retries: cmp.Or(r.retries, node.Retries)})
+	}
+	return out
+}
+
 // newReader checks what a client says of itself.
 func newReader(v *Version, m *wire.Message) (*reader, error) {
 	bad := func(format string, args ...any) (*reader, error) {
@@ -92,7 +114,7 @@ func newReader(v *Version, m *wire.Message) (*reader, error) {
 	if m.Order == nil {
 		return bad("it names no order")
 	}
-	r := &reader{version: v, order: *m.Order, rank: int64(m.Rank), world: int64(max(1, m.World)), at: m.At, ahead: m.Ahead, lookahead: m.Lookahead}
+	r := &reader{version: v, order: *m.Order, rank: int64(m.Rank), world: int64(max(1, m.World)), at: m.At, ahead: m.Ahead, lookahead: m.Lookahead, retries: m.Retries}
 	switch m.Order.Mode {
 	case "", "global":
 	case "window":
@@ -112,6 +134,8 @@ func newReader(v *Version, m *wire.Message) (*reader, error) {
 		return bad("ahead %d; want at most %d packs", r.ahead, maxAhead)
 	case r.lookahead < 0 || r.lookahead > maxLookahead:
 		return bad("lookahead %d; want at most %d samples", r.lookahead, maxLookahead)
+	case r.retries < 0 || r.retries > packs.MaxRetries:
+		return bad("retries %d; want at most %d", r.retries, packs.MaxRetries)
 	case len(m.ID) > 200:
 		return bad("an id of %d bytes; want at most 200", len(m.ID))
 	}

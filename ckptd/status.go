@@ -63,6 +63,7 @@ func (n *Node) getStatus(ctx context.Context, c *app.RequestContext) error {
 		}
 	}
 	s.Cache = n.tellCache()
+	s.Cache.Reading = n.tellReaders()
 	s.Drafts = n.tellDrafts()
 	s.Mounts = n.mountRows()
 	s.Repair = n.tellRepairing()

@@ -154,6 +154,7 @@ func statusOf(ago func(time.Duration) time.Time) *wire.Status {
 		{Name: "llama/7b@1200", Files: 16, Bytes: 4 << 30, Changed: ago(time.Minute), Committing: true},
 		{Name: "old@1", Files: 1, Bytes: 9, Changed: ago(50 * time.Hour), Until: ago(-22 * time.Hour)},
 	}
+	s.Cache.Reading = []wire.Reader{{ID: "s1/a", Set: "_datasets/pets@3#1", Rank: 1, World: 8, At: 4096, Ahead: 4, Lookahead: 65536, Retries: 1}}
 	s.Mounts = []wire.Mount{{Dir: "/mnt/a", Mounted: true, Passthrough: true, Open: 1, Ahead: 4, FetchedAhead: 17, Retries: 4}, {Dir: "/mnt/b", Mounted: true, Why: "the process may not: it needs CAP_SYS_ADMIN"}, {Dir: "/mnt/c"}}
 	s.Backlog.Drain, s.Backlog.DrainBytes = 3, 3<<30
 	return s

@@ -76,6 +76,9 @@ func (a *app) printStatus(w io.Writer, s *wire.Status) {
 		for _, d := range s.Drafts {
 			row("draft", draftLine(a, d))
 		}
+		for _, r := range k.Reading {
+			row("  reader", fmt.Sprintf("%s: rank %d of %d at sample %d; %s ahead, %d samples looked at, %s", r.Set, r.Rank, r.World, r.At, plural(r.Ahead, "pack", "packs"), r.Lookahead, plural(r.Retries, "retry", "retries")))
+		}
 		for i := range s.Mounts {
 			row("mount", mountLine(&s.Mounts[i]))
 		}

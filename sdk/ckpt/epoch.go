@@ -19,6 +19,7 @@ type EpochOptions struct {
 	Rank, World int   // of this reader; World 0 is 1
 	At          int64 // samples that all ranks together have taken
 	Ahead       int   // packs that the daemon may fetch early; 0: the node's setting
+	Retries     int   // times that all sources of a pack are asked again; 0: the node's setting
 	Lookahead   int64 // samples of the order that it looks at; 0: the node's setting
 }
 
@@ -107,7 +108,7 @@ func (e *Epoch) Cursor() order.Cursor {
 func (e *Epoch) tell(ctx context.Context) error {
 	m := &wire.Message{
 		T: "reader", Set: e.d.set.String(), ID: e.id, Rank: e.opt.Rank, World: e.opt.World,
-		At: e.Cursor().At, Ahead: e.opt.Ahead, Lookahead: e.opt.Lookahead,
+		At: e.Cursor().At, Ahead: e.opt.Ahead, Lookahead: e.opt.Lookahead, Retries: e.opt.Retries,
 		Order: &wire.Order{Mode: "global", Seed: e.opt.Seed, Epoch: e.opt.Epoch},
 	}
 	if e.opt.Mode != order.Global {

@@ -124,6 +124,7 @@ type Cache struct {
 	Copies     int             `json:"copies"`
 	Open       int             `json:"open"`
 	Readers    int             `json:"readers"`
+	Reading    []Reader        `json:"reading,omitempty"` // them, the first hundred; in Status
 	Hits       int64           `json:"hits"`
 	Misses     int64           `json:"misses"`
 	Joins      int64           `json:"joins"` // openings of what was arriving
@@ -136,6 +137,18 @@ type Cache struct {
 	Local      int64           `json:"local"`  // bytes read that were here
 	Peer       int64           `json:"peer"`   // bytes fetched from other nodes
 	Remote     int64           `json:"remote"` // bytes fetched from the remote tier
+}
+
+// Reader is where a reader is, and the settings that hold for it.
+type Reader struct {
+	ID        string `json:"id"`
+	Set       string `json:"set"`
+	Rank      int    `json:"rank"`
+	World     int    `json:"world"`
+	At        int64  `json:"at"` // samples of the epoch that all ranks together have taken
+	Ahead     int    `json:"ahead"`
+	Lookahead int64  `json:"lookahead"`
+	Retries   int    `json:"retries"`
 }
 
 // Order is the order a reader reads in.

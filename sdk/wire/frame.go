@@ -74,6 +74,7 @@ type Message struct {
 	At        int64  `json:"at,omitempty"`
 	Ahead     int    `json:"ahead,omitempty"`
 	Lookahead int64  `json:"lookahead,omitempty"`
+	Retries   int    `json:"retries,omitempty"`
 	Cache     *Cache `json:"cache,omitempty"`
 
 	FDs int `json:"fds,omitempty"`

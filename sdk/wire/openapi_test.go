@@ -96,7 +96,7 @@ func TestOpenAPIHasTheFieldsOfTheTypes(t *testing.T) {
 		AttachRequest{}, AttachReply{}, WaitRequest{}, CommitRequest{}, Draft{}, TagRequest{}, PinRequest{}, RemoveRequest{}, PruneRequest{},
 		PolicyRequest{}, VerifyRequest{}, FsckRequest{}, Run{}, Set{}, SetDetail{}, Shard{}, Why{}, Status{}, Disk{},
 		Target{}, Targets{}, TargetAddRequest{}, TargetRemoveRequest{}, TargetDrainRequest{}, RepairRequest{}, RepairResult{}, RebalanceRequest{}, RebalanceResult{}, RebalanceMove{}, ScrubRequest{}, ScrubResult{}, Mount{}, Mounts{}, MountRequest{}, UnmountRequest{}, Node{}, Prune{}, PruneItem{}, Progress{}, VerifyResult{}, BadCopy{}, RebuildResult{}, FsckResult{},
-		FsckProblem{}, Line{}, WarmRequest{}, WarmNode{}, WarmResult{}, DatasetNode{}, DatasetPlaces{}, DatasetSettings{}, Dataset{}, DatasetVersion{}, DatasetPack{}, DatasetDetail{}, Cache{}, catalog.Place{}, catalog.Event{}, catalog.Tensor{}, catalog.Manifest{},
+		FsckProblem{}, Line{}, WarmRequest{}, WarmNode{}, WarmResult{}, DatasetNode{}, DatasetPlaces{}, DatasetSettings{}, Dataset{}, DatasetVersion{}, DatasetPack{}, DatasetDetail{}, Cache{}, Reader{}, catalog.Place{}, catalog.Event{}, catalog.Tensor{}, catalog.Manifest{},
 		catalog.Retention{}, catalog.Policy{},
 	} {
 		typ := reflect.TypeOf(v)
