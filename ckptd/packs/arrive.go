@@ -47,7 +47,7 @@ func chunksOf(size int64) int { return int((size + chunkSize - 1) / chunkSize) }
 // arrive begins the arrival of an entry's shard. want is when it is needed.
 func (c *Cache) arrive(ctx context.Context, e *entry, want int64, why purpose) (*arrival, error) {
 	ref := e.ref
-	if err := c.reserve(ctx, ref.Size, want); err != nil {
+	if err := c.reserve(ctx, ref, want); err != nil {
 		return nil, err
 	}
 	in, err := c.stage(ctx, ref)

@@ -57,6 +57,7 @@ type Cache struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup // arrivals
+	making sync.Mutex     // room for an arrival
 
 	mu struct {
 		sync.Mutex

@@ -14,7 +14,7 @@
 //     is left, all are asked again, as often as the retry budget says, after
 //     pauses that grow and jitter. A handle that was given up on may be read
 //     again: the shard then arrives anew.
-//  4. The copies stay within the quota. What is open or arriving is not
+//  4. The copies of packs stay within the quota; an index is let in over it. What is open or arriving is not
 //     evicted, unless who has it open parked it. A copy that finds no room is
 //     read all the same, without being kept, until there is some.
 //  5. What is evicted is what is needed last, as far as readers' orders are

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/ckptd/ckptd/catalog"
+	"github.com/ckptd/ckptd/restore"
 )
 
 // SetNext says when readers' orders next need each shard, in bytes read
@@ -104,28 +105,32 @@ func (c *Cache) Remove(ctx context.Context, id catalog.SetID) error {
 }
 
 // reserve makes room for a copy that is to arrive, within the quota. want is
-// when it is needed. It is ErrNoSpace when there cannot be enough.
-func (c *Cache) reserve(ctx context.Context, size, want int64) error {
-	for try := 0; ; try++ {
+// when it is needed. It is ErrNoSpace when there cannot be enough; but an index
+// is let in over the quota, because nothing of its version is read without it.
+// One at a time makes room: two would choose the same copies to evict.
+func (c *Cache) reserve(ctx context.Context, ref restore.ShardRef, want int64) error {
+	c.making.Lock()
+	defer c.making.Unlock()
+	size := ref.Size
+	_, index := catalog.DatasetName(ref.Set.Run)
+	for last := false; ; {
 		c.mu.Lock()
-		over := c.used() + size - c.mu.quota
 		quota := c.mu.quota
-		if over <= 0 {
+		over := c.used() + size - quota
+		if over <= 0 || last && index {
 			c.mu.arrives += size
 			c.mu.Unlock()
 			return nil
 		}
 		c.mu.Unlock()
-		if size > quota || try == 3 {
-			return fmt.Errorf("%w: a copy of %d bytes, over the cache's %d by %d", catalog.ErrNoSpace, size, quota, over)
+		if last || size > quota && !index {
+			return fmt.Errorf("%w: a copy of %d bytes, over the cache's %d by %d, which all is in use or needed sooner", catalog.ErrNoSpace, size, quota, over)
 		}
 		freed, err := c.evict(ctx, over, want)
 		if err != nil {
 			return err
 		}
-		if freed < over {
-			return fmt.Errorf("%w: a copy of %d bytes, over the cache's %d by %d, which all is in use or needed sooner", catalog.ErrNoSpace, size, quota, over-freed)
-		}
+		last = freed == 0 // what could go, went
 	}
 }
 

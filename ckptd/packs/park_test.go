@@ -137,3 +137,42 @@ func TestStreamBecomesACopy(t *testing.T) {
 		w.stop()
 	})
 }
+
+// Promise 4: many that want room at the same moment, while there is enough to
+// evict, all find it; and an index finds it over the quota.
+func TestPromise4RoomForAllAtOnce(t *testing.T) {
+	const room = 8
+	remote := &store{name: "remote", kind: Remote}
+	w := newWorld(t, Options{Quota: room * mib}, remote)
+	var refs []restore.ShardRef
+	for i := range int64(2 * room) {
+		refs = append(refs, w.pack(i, mib))
+	}
+	for round := range 3 {
+		var wg sync.WaitGroup
+		for i := range room {
+			h := refs[(round%2)*room+i]
+			wg.Go(func() {
+				if err := w.c.Fetch(t.Context(), h); err != nil {
+					t.Errorf("round %d: %v", round, err)
+				}
+			})
+		}
+		wg.Wait()
+		w.c.wg.Wait()
+	}
+	for _, ref := range refs[room:] {
+		w.same(w.open(ref))
+	}
+	index := w.pack(99, mib)
+	b := w.blobs[index.Set]
+	index.Set = catalog.SetID{Run: "_datasets/d", Step: 1, Attempt: 1}
+	w.blobs[index.Set] = b
+	h := w.open(index)
+	if err := h.Wait(t.Context()); err != nil {
+		t.Errorf("an index, with all in use: %v", err)
+	}
+	if s := w.c.Stats(); s.Copies != room+1 || s.Streamed != 0 {
+		t.Errorf("counted %+v", s)
+	}
+}
