@@ -172,8 +172,11 @@ func (c *Cache) openFor(ctx context.Context, ref restore.ShardRef, why purpose) 
 		}
 		if e.err != nil {
 			c.leave(e)
-			if !mine && ctx.Err() == nil && errors.Is(e.err, context.Canceled) {
-				continue // the one who opened it left
+			left := errors.Is(e.err, context.Canceled)                       // the one who opened it
+			later := errors.Is(e.err, catalog.ErrNoSpace) && why != forLater // he wanted a copy or nothing
+			if !mine && ctx.Err() == nil && (left || later) {
+				c.detach(e)
+				continue
 			}
 			return nil, fmt.Errorf("open %v: %w", ref, e.err)
 		}

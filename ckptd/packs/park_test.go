@@ -176,3 +176,31 @@ func TestPromise4RoomForAllAtOnce(t *testing.T) {
 		t.Errorf("counted %+v", s)
 	}
 }
+
+// A reader that comes while a prefetch of the shard finds no room is not told so.
+func TestReaderJoinsRefusedPrefetch(t *testing.T) {
+	w := newWorld(t, Options{Quota: mib}, &store{name: "remote", kind: Remote})
+	ref := w.pack(1, 5*mib)
+	e, mine, err := w.c.enter(ref, forLater)
+	if err != nil || !mine {
+		t.Fatal(mine, err)
+	}
+	opened := make(chan error, 1)
+	go func() {
+		h, err := w.c.Open(t.Context(), ref)
+		if err == nil {
+			_, err = h.ReadAt(t.Context(), make([]byte, 10), 0)
+			h.Close()
+		}
+		opened <- err
+	}()
+	e.begin(t.Context(), forLater)
+	if !errors.Is(e.err, catalog.ErrNoSpace) {
+		t.Errorf("a prefetch of more than the quota: %v, want ErrNoSpace", e.err)
+	}
+	close(e.ready)
+	if err := <-opened; err != nil {
+		t.Error(err)
+	}
+	w.c.leave(e)
+}
