@@ -23,7 +23,7 @@ from typing import Any
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO as Base
 
 from ._client import Client
-from ._errors import Invalid, NotFound
+from ._errors import Incomplete, Invalid, NotFound
 from ._save import Handle, _level
 from ._sets import Set
 
@@ -95,7 +95,7 @@ class CheckpointIO(Base):
         """The reference of the run's newest checkpoint, for ckpt_path; None where there is none."""
         try:
             return self._client.set(f"{self.run}@latest:local").id
-        except NotFound:
+        except (NotFound, Incomplete):  # the first is still being written
             return None
 
     def _settle(self) -> None:

@@ -71,7 +71,7 @@ def newest(run: str, group: dist.ProcessGroup) -> str:
     """The newest checkpoint, as rank 0 sees it, for all ranks; "" where there is none."""
     found = [""]
     if dist.get_rank() == 0:
-        with contextlib.suppress(ckptd.NotFound):
+        with contextlib.suppress(ckptd.NotFound, ckptd.Incomplete):
             found = [ckptd.Client().set(f"{run}@latest:local").id]
     dist.broadcast_object_list(found, group=group)
     return found[0]

@@ -63,7 +63,7 @@ def _move(step: jax.Array, p: jax.Array, m: jax.Array, v: jax.Array) -> jax.Arra
 def train(run: str, steps: int, every: int = 5) -> dict[str, Any]:
     """Train, resuming where the run is; gives the final weights."""
     state = fresh()
-    with contextlib.suppress(ckptd.NotFound):  # the first time
+    with contextlib.suppress(ckptd.NotFound, ckptd.Incomplete):  # the first time
         state = ckptd.jax.restore(f"{run}@latest:local", state)
     for step in range(int(state.step) + 1, steps + 1):
         state = update(state)
