@@ -29,6 +29,46 @@ func (a *app) completeRef(cmd *cobra.Command, args []string, prefix string) ([]s
 }
 
 func (a *app) completeFrom(cmd *cobra.Command, prefix string, ref bool) ([]string, cobra.ShellCompDirective) {
+	return a.offer(cmd, prefix, func(ctx context.Context, c *ckpt.Client) (names []string, more bool, err error) {
+		run, _, hasStep := strings.Cut(prefix, "@")
+		if !ref || !hasStep {
+			runs, err := c.Runs(ctx)
+			for _, r := range runs {
+				if ref {
+					r.Name += "@"
+				}
+				names = append(names, r.Name)
+			}
+			return names, ref, err
+		}
+		sets, err := c.Sets(ctx, run, false)
+		if len(sets) > 0 {
+			names = append(names, run+"@latest")
+		}
+		for _, s := range sets {
+			names = append(names, s.Ref)
+		}
+		return names, false, err
+	})
+}
+
+// completeDraft offers what is being written into mounts of this node.
+func (a *app) completeDraft(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+	return a.offer(cmd, prefix, func(ctx context.Context, c *ckpt.Client) (names []string, _ bool, err error) {
+		s, err := c.Status(ctx)
+		if err != nil || len(args) > 0 {
+			return nil, false, err
+		}
+		for _, d := range s.Drafts {
+			names = append(names, d.Name)
+		}
+		return names, false, nil
+	})
+}
+
+// offer asks the daemon for names and gives those that begin with prefix. more:
+// what is typed goes on behind the name.
+func (a *app) offer(cmd *cobra.Command, prefix string, ask func(context.Context, *ckpt.Client) (names []string, more bool, err error)) ([]string, cobra.ShellCompDirective) {
 	parent := cmd.Context()
 	if parent == nil {
 		parent = context.Background()
@@ -38,29 +78,14 @@ func (a *app) completeFrom(cmd *cobra.Command, prefix string, ref bool) ([]strin
 	var out []string
 	directive := cobra.ShellCompDirectiveNoFileComp
 	err := a.with(ctx, func(c *ckpt.Client) error {
-		run, _, hasStep := strings.Cut(prefix, "@")
-		if !ref || !hasStep {
-			runs, err := c.Runs(ctx)
-			for _, r := range runs {
-				name := r.Name
-				if ref {
-					name += "@"
-					directive |= cobra.ShellCompDirectiveNoSpace
-				}
-				if strings.HasPrefix(name, prefix) {
-					out = append(out, name)
-				}
+		names, more, err := ask(ctx, c)
+		for _, name := range names {
+			if strings.HasPrefix(name, prefix) {
+				out = append(out, name)
 			}
-			return err
 		}
-		sets, err := c.Sets(ctx, run, false)
-		if len(sets) > 0 {
-			out = append(out, run+"@latest")
-		}
-		for _, s := range sets {
-			if strings.HasPrefix(s.Ref, prefix) {
-				out = append(out, s.Ref)
-			}
+		if more && len(names) > 0 {
+			directive |= cobra.ShellCompDirectiveNoSpace
 		}
 		return err
 	})
@@ -68,31 +93,4 @@ func (a *app) completeFrom(cmd *cobra.Command, prefix string, ref bool) ([]strin
 		return nil, cobra.ShellCompDirectiveError
 	}
 	return out, directive
-}
-
-// completeDraft offers what is being written into mounts of this node.
-func (a *app) completeDraft(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	parent := cmd.Context()
-	if parent == nil {
-		parent = context.Background()
-	}
-	ctx, cancel := context.WithTimeout(parent, completeTimeout)
-	defer cancel()
-	var out []string
-	err := a.with(ctx, func(c *ckpt.Client) error {
-		s, err := c.Status(ctx)
-		if err != nil {
-			return err
-		}
-		for _, d := range s.Drafts {
-			if len(args) == 0 && strings.HasPrefix(d.Name, prefix) {
-				out = append(out, d.Name)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	return out, cobra.ShellCompDirectiveNoFileComp
 }

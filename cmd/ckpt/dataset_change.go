@@ -152,43 +152,23 @@ func (a *app) completeDataset(versions bool) cobra.CompletionFunc {
 		if len(args) > 0 && cmd.Name() != "rm" {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		parent := cmd.Context()
-		if parent == nil {
-			parent = context.Background()
-		}
-		ctx, cancel := context.WithTimeout(parent, completeTimeout)
-		defer cancel()
-		var out []string
-		directive := cobra.ShellCompDirectiveNoFileComp
-		err := a.with(ctx, func(c *ckpt.Client) error {
+		return a.offer(cmd, prefix, func(ctx context.Context, c *ckpt.Client) (names []string, more bool, err error) {
 			name, _, hasVersion := strings.Cut(prefix, "@")
 			if versions && hasVersion {
 				list, err := c.DatasetVersions(ctx, name, false)
 				for _, v := range list {
-					out = append(out, v.Ref)
+					names = append(names, v.Ref)
 				}
-				return err
+				return names, false, err
 			}
 			list, err := c.Datasets(ctx)
 			for _, d := range list {
-				name := d.Name
 				if versions {
-					name += "@"
-					directive |= cobra.ShellCompDirectiveNoSpace
+					d.Name += "@"
 				}
-				out = append(out, name)
+				names = append(names, d.Name)
 			}
-			return err
+			return names, versions, err
 		})
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		matching := out[:0]
-		for _, s := range out {
-			if strings.HasPrefix(s, prefix) {
-				matching = append(matching, s)
-			}
-		}
-		return matching, directive
 	}
 }

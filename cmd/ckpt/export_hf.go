@@ -138,15 +138,11 @@ func (a *app) exportHF(ctx context.Context, c *ckpt.Client, ref, from, dest stri
 	for _, t := range tensors {
 		total += t.size
 	}
-	parent, name := filepath.Split(filepath.Clean(dest))
-	temp, err := os.MkdirTemp(or(parent, "."), "."+name+".exporting-")
+	temp, err := hidden(dest, "exporting")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	if err := os.Chmod(temp, 0o755); err != nil {
-		return err
-	}
 	begin := time.Now()
 	p := a.progress("export", total, "bytes")
 	defer p.end()

@@ -94,15 +94,11 @@ func (a *app) restore(ctx context.Context, r *ckpt.Reader, dest string, only []s
 	if err != nil {
 		return fmt.Errorf("restore %v: %w", r.ID(), err)
 	}
-	parent, name := filepath.Split(filepath.Clean(dest))
-	temp, err := os.MkdirTemp(or(parent, "."), "."+name+".restoring-")
+	temp, err := hidden(dest, "restoring")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(temp)
-	if err := os.Chmod(temp, 0o755); err != nil {
-		return err
-	}
 	begin := time.Now()
 	p := a.progress("restore", total, "bytes")
 	defer p.end()
@@ -215,6 +211,20 @@ func create(path string, write func(f *os.File) error) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
+}
+
+// hidden makes a folder beside dest in which that is made, until publish gives
+// it its name.
+func hidden(dest, doing string) (string, error) {
+	parent, name := filepath.Split(filepath.Clean(dest))
+	temp, err := os.MkdirTemp(or(parent, "."), "."+name+"."+doing+"-")
+	if err != nil {
+		return "", err
+	}
+	if err := os.Chmod(temp, 0o755); err != nil {
+		return "", errors.Join(err, os.Remove(temp))
+	}
+	return temp, nil
 }
 
 // publish gives the folder its name. An empty folder in its place is replaced;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,23 +13,31 @@ from ._kinds import is_array, is_dict, is_scalar, is_sequence
 from ._tensors import is_jax, is_torch
 from ._tree import Piece
 
+Ranks = list[tuple[int, Any]]  # what each rank has of one place in the state
 
-def merge_states(states: list[tuple[int, Any]], ref: str) -> Any:
+
+def merge_states(states: Ranks, ref: str) -> Any:
     """The union of the ranks' dicts. What several ranks have must be equal, or pieces of one tensor."""
-    return _merge(states, "", ref)
+    return union(states, ref, lambda values, path: assemble(values, f"{ref}: {path}"), Piece)
 
 
-def _merge(states: list[tuple[int, Any]], path: str, ref: str) -> Any:
+def union(states: Ranks, ref: str, join: Callable[[list[Any], str], Any], joined: type, path: str = "") -> Any:
+    """The ranks' states as one: dicts united, `join` for what is `joined` in all that have it, else all the same."""
     values = [v for _, v in states]
-    if all(isinstance(v, dict) for v in values):
-        keys = dict.fromkeys(k for v in values for k in v)
-        return {
-            k: _merge([(r, v[k]) for r, v in states if k in v], f"{path}.{k}" if path else str(k), ref) for k in keys
-        }
-    if all(isinstance(v, Piece) for v in values):
-        return assemble(values, f"{ref}: {path}")
-    if all(same(values[0], v) for v in values[1:]):
-        return values[0]
+    first = values[0]
+
+    def within(key: Any, has: Callable[[Any], bool]) -> Any:
+        at = f"{path}.{key}" if path else str(key)
+        return union([(r, v[key]) for r, v in states if has(v)], ref, join, joined, at)
+
+    if all(is_dict(v) for v in values):
+        return {k: within(k, lambda v, k=k: k in v) for k in dict.fromkeys(k for v in values for k in v)}
+    if all(isinstance(v, joined) for v in values):
+        return join(values, path)
+    if is_sequence(first) and all(type(v) is type(first) and len(v) == len(first) for v in values):
+        return type(first)([within(i, lambda _: True) for i in range(len(first))])
+    if all(same(first, v) for v in values[1:]):
+        return first
     raise Invalid(
         f"{ref}: ranks {', '.join(str(r) for r, _ in states[:8])} differ in {path or 'state'}: they cannot be merged",
         'load one rank with rank=, or rank="all" for a list',

@@ -12,7 +12,7 @@ from ._boxes import Box
 from ._errors import Invalid
 from ._into import leaf_paths
 from ._kinds import is_dict, is_sequence
-from ._merge import same
+from ._merge import Ranks, union
 from ._parts import Parts, Stored, choose
 from ._shard import Checkpoint
 from ._tensors import is_torch
@@ -80,33 +80,9 @@ def _as(x: Any, to: Any) -> Any:
     return Piece(x, to.global_shape, to.start) if isinstance(to, Piece) and not isinstance(x, Spread) else x
 
 
-def merge_trees(states: list[tuple[int, Any]], ref: str) -> Any:
+def merge_trees(states: Ranks, ref: str) -> Any:
     """The ranks' states (Parts.trees) as one, with a Spread for each tensor; what several have must be equal."""
-    return _merge(states, "", ref)
-
-
-def _merge(states: list[tuple[int, Any]], path: str, ref: str) -> Any:
-    values = [v for _, v in states]
-    if all(isinstance(v, dict) for v in values):
-        keys = dict.fromkeys(k for v in values for k in v)
-        return {
-            k: _merge([(r, v[k]) for r, v in states if k in v], f"{path}.{k}" if path else str(k), ref) for k in keys
-        }
-    if all(isinstance(v, Stored) for v in values):
-        return Spread(values, path)
-    if all(type(v) is type(values[0]) and isinstance(v, (list, tuple)) for v in values):
-        if len({len(v) for v in values}) == 1:
-            items = [
-                _merge([(r, v[i]) for r, v in states], f"{path}.{i}" if path else str(i), ref)
-                for i in range(len(values[0]))
-            ]
-            return type(values[0])(items)
-    elif all(same(values[0], v) for v in values[1:]):
-        return values[0]
-    raise Invalid(
-        f"{ref}: ranks {', '.join(str(r) for r, _ in states[:8])} differ in {path or 'state'}: they cannot be merged",
-        "name one rank with rank=",
-    )
+    return union(states, ref, Spread, Stored)
 
 
 def _with(tree: Any, change: Callable[[str, Any], Any], path: str = "") -> Any:

@@ -16,11 +16,16 @@ takes it away when training has ended.
 # (transformers is typed in parts)
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import random
+import shutil
 import tempfile
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +36,9 @@ from transformers.trainer_callback import ExportableState
 from ._client import Client
 from ._errors import Incomplete, Invalid, NotFound
 from ._save import Handle, _level
+
+FOLDER = "ckptd-resume-"
+FRESH = 60.0  # seconds within which a folder without a lock may be about to get it
 
 
 class Callback(TrainerCallback):
@@ -53,6 +61,7 @@ class Callback(TrainerCallback):
         self._client = client or Client()
         self._last: Handle | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._held = -1  # the lock of it
 
     # --- saving ---
 
@@ -108,13 +117,17 @@ class Callback(TrainerCallback):
         return out
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kw: Any) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self._clear()
         if self._last is not None:
             self._last.wait(self.level, self.timeout)
 
     # --- resuming ---
+
+    def _clear(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+            os.close(self._held)
 
     def resume(self, ref: str | None = None) -> str | None:
         """A folder for train(resume_from_checkpoint=), made of `ref` (RUN@latest when None); None where the run has no
@@ -129,7 +142,10 @@ class Callback(TrainerCallback):
         zero = states[0]
         if "trainer" not in zero or "model" not in zero:
             raise Invalid(f"{found.id} was not saved by this callback", "ckptd.load gives its state")
-        self._folder = tempfile.TemporaryDirectory(prefix="ckptd-resume-")
+        self._clear()
+        _sweep()
+        self._folder = tempfile.TemporaryDirectory(prefix=FOLDER)
+        self._held = _lock(self._folder.name)
         at = self._folder.name
         torch.save(zero["model"], os.path.join(at, "pytorch_model.bin"))
         names = {"optimizer": "optimizer.pt", "scheduler": "scheduler.pt", "scaler": "scaler.pt"}
@@ -140,6 +156,27 @@ class Callback(TrainerCallback):
             torch.save(s["rng"], os.path.join(at, "rng_state.pth" if len(states) == 1 else f"rng_state_{rank}.pth"))
         TrainerState(**zero["trainer"]).save_to_json(os.path.join(at, "trainer_state.json"))
         return at
+
+
+def _lock(folder: str | os.PathLike[str]) -> int:
+    """Hold a folder for as long as this process lives; BlockingIOError where another one does."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _sweep() -> None:
+    """Take away the folders of processes that were killed while they trained."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > FRESH:
+                fd = _lock(left)
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(fd)
 
 
 def _plain(model: Any) -> Any:
