@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import contextlib
 import json
@@ -281,4 +282,10 @@ def _after_fork() -> None:
         c._after_fork()
 
 
+def _at_exit() -> None:
+    for c in builtins.list(_clients):
+        c.close()
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

@@ -179,6 +179,7 @@ def test_no_good_copy_is_corrupt_and_older_ones_are_named(own_daemon: Daemon) ->
 def test_ctrl_c_in_a_save_leaves_nothing(daemon: Daemon, client: ckptd.Client, run: str) -> None:
     code = (
         "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell starts with &
         "from ckptd import _fill\n"
         "copy = _fill.Filler._copy\n"
         "def stop(self, memory, lo, hi):\n"
