@@ -70,7 +70,7 @@ func TestDaemonWithTargetsByRDMA(t *testing.T) {
 // TestMemoryOfATargetByRDMA: 64 clients of six connections each take no more
 // of a target by RDMA than by TCP.
 func TestMemoryOfATargetByRDMA(t *testing.T) {
-	p := startTarget(t, "t0", "--buffers", "32MiB", "--listen", "ofi:127.0.0.1:0", "--ofi-provider", "tcp")
+	p := startBuiltTarget(t, "ofi", "t0", "--buffers", "32MiB", "--listen", "ofi:127.0.0.1:0", "--ofi-provider", "tcp")
 	n, err := ofi.New(ofi.Options{Provider: "tcp", Dial: patience})
 	if err != nil {
 		t.Fatal(err)

@@ -51,6 +51,7 @@ type targetProcess struct {
 	addr string   // the first it listens on
 	all  []string // of addresses
 	more []string
+	bin  string // the program, as make builds it; "": this test's own
 	log  sync.WaitGroup
 }
 
@@ -71,12 +72,29 @@ func startTargetOn(t *testing.T, host *netHost, name string, more ...string) *ta
 	return p
 }
 
+// startBuiltTarget starts the program that make builds, whose memory is not
+// this test's own code and all that it links.
+func startBuiltTarget(t *testing.T, tags, name string, more ...string) *targetProcess {
+	t.Helper()
+	p := &targetProcess{t: t, dir: filepath.Join(t.TempDir(), name), name: name, addr: "127.0.0.1:0", more: more, bin: filepath.Join(t.TempDir(), "ckptd")}
+	if out, err := exec.Command("go", "build", "-tags", tags, "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", p.bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	p.start()
+	t.Cleanup(func() { p.kill() })
+	return p
+}
+
 var listens = regexp.MustCompile(`msg="target listens" addr=(\S+)`)
 
 // start runs the target, at the address it had before.
 func (p *targetProcess) start() {
 	p.t.Helper()
-	p.cmd = p.host.program(append([]string{"target", "--dir", p.dir, "--name", p.name, "--listen", p.addr}, p.more...)...)
+	args := append([]string{"target", "--dir", p.dir, "--name", p.name, "--listen", p.addr}, p.more...)
+	p.cmd = p.host.program(args...)
+	if p.bin != "" {
+		p.cmd = exec.Command(p.bin, args...)
+	}
 	out, err := p.cmd.StderrPipe()
 	if err != nil {
 		p.t.Fatal(err)
@@ -274,7 +292,7 @@ func checkBlob(t *testing.T, tier *remotetier.Tier, p catalog.Place, want []byte
 
 // TestMemoryOfATargetWith64Clients: at most 64 MiB and the buffers.
 func TestMemoryOfATargetWith64Clients(t *testing.T) {
-	p := startTarget(t, "t0", "--buffers", "32MiB")
+	p := startBuiltTarget(t, "", "t0", "--buffers", "32MiB")
 	// Hundreds of connections at once on a busy machine: no limit of time is what is tested.
 	memoryWith64Clients(t, p, func() *target.Remote { return p.dialWith(tcp.Options{Dial: time.Minute, Stall: time.Minute}) })
 }
